@@ -1,0 +1,1 @@
+"""Model modules, one file each, imported by name: `build` and `loss`."""

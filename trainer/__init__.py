@@ -1,0 +1,1 @@
+"""A low-level training-loop framework for TensorFlow 2."""

@@ -1,0 +1,161 @@
+"""Ways to make a stored array fit a variable of another shape: what `--init_adapt` can call.
+
+Each function takes what a user writes (`resize(axis=0)`) and gives `(source, initial) -> array`, where
+`initial` is the variable's initial value, whose shape the result must have. Axes count from the last
+dimension when negative. Results keep the source's dtype; arithmetic is done in float64.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Adapter = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def mean_channels(axis: int = -2) -> Adapter:
+    """Input channels averaged into one: a first convolution [h, w, 3, out] for grey images.
+
+    A grey image then gets a third of the response that it has as a colour image with three equal channels.
+    """
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        wide = source.astype(np.float64)
+        return wide.mean(_axis(axis, source), keepdims=True).astype(source.dtype)
+
+    return adapter
+
+
+def sum_channels(axis: int = -2) -> Adapter:
+    """Input channels summed into one: a grey image gets the response of three equal channels."""
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        wide = source.astype(np.float64)
+        return wide.sum(_axis(axis, source), keepdims=True).astype(source.dtype)
+
+    return adapter
+
+
+def repeat_channels(axis: int = -2) -> Adapter:
+    """One input channel to as many as the variable has, each 1/n of it: grey images respond as before."""
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        along = _axis(axis, source)
+        if source.shape[along] != 1:
+            raise ValueError(f"axis {axis} of the source has {source.shape[along]} channels, not one")
+        count = initial.shape[along]
+        spread = np.repeat(source.astype(np.float64), count, along) / count
+        return spread.astype(source.dtype)
+
+    return adapter
+
+
+def resize(axis: int = -2, keep: int = 0) -> Adapter:
+    """Linear interpolation along one axis: a position embedding [length, width] of another length.
+
+    Args:
+      axis: the axis of the positions.
+      keep: so many first positions (class tokens) are taken as they are.
+    """
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        along = _axis(axis, source)
+        kept, rest = _split(source, along, keep)
+        rest = _linear(rest, along, initial.shape[along] - keep)
+        return np.concatenate([kept, rest], along).astype(source.dtype)
+
+    return adapter
+
+
+def resize_grid(axis: int = -2, keep: int = 0) -> Adapter:
+    """Bilinear interpolation of positions that are the rows of a square image, one after another.
+
+    Args:
+      axis: the axis of the positions.
+      keep: so many first positions (class tokens) are taken as they are.
+    """
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        along = _axis(axis, source)
+        kept, rest = _split(source, along, keep)
+        old, new = _side(rest.shape[along]), _side(initial.shape[along] - keep)
+        before, after = rest.shape[:along], rest.shape[along + 1 :]
+        grid = rest.reshape(*before, old, old, *after)
+        grid = _linear(_linear(grid, along, new), along + 1, new)
+        rest = grid.reshape(*before, new * new, *after)
+        return np.concatenate([kept, rest], along).astype(source.dtype)
+
+    return adapter
+
+
+def rows(index: Sequence[int | None], axis: int = -1) -> Adapter:
+    """A head with other classes: class i of the model is class `index[i]` of the source.
+
+    Args:
+      index: one entry for each class of the model; None keeps the initial value of that class.
+      axis: the axis of the classes: the last one, for a Keras kernel and for a bias.
+    """
+    if not isinstance(index, list | tuple) or not all(
+        entry is None or (isinstance(entry, int) and not isinstance(entry, bool)) for entry in index
+    ):
+        raise ValueError(f"index={index!r} is not a list of class numbers or None, like [0, 3, None]")
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        along = _axis(axis, source)
+        classes, wanted = source.shape[along], initial.shape[along]
+        if len(index) != wanted:
+            raise ValueError(f"the list has {len(index)} entries and the variable {wanted} classes")
+        wrong = [entry for entry in index if entry is not None and not 0 <= entry < classes]
+        if wrong:
+            raise ValueError(f"the source has classes 0 to {classes - 1}, the list names {wrong}")
+        taken = [place for place, entry in enumerate(index) if entry is not None]
+        part = np.take(source, [entry for entry in index if entry is not None], along)
+        expected = [*initial.shape]
+        expected[along] = len(taken)
+        if list(part.shape) != expected:
+            raise ValueError(f"source {list(source.shape)} differs from {list(initial.shape)} elsewhere too")
+        result = initial.astype(source.dtype)
+        np.moveaxis(result, along, 0)[taken] = np.moveaxis(part, along, 0)
+        return result
+
+    return adapter
+
+
+METHODS: Mapping[str, Callable[..., Adapter]] = {
+    function.__name__: function
+    for function in (mean_channels, sum_channels, repeat_channels, resize, resize_grid, rows)
+}
+
+
+def _axis(axis: int, array: np.ndarray) -> int:
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -array.ndim <= axis < array.ndim:
+        raise ValueError(f"axis={axis!r} is no axis of a source of shape {list(array.shape)}")
+    return axis % array.ndim
+
+
+def _split(source: np.ndarray, along: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < source.shape[along]:
+        raise ValueError(f"keep={keep!r} is not a number of positions below {source.shape[along]}")
+    kept, rest = np.split(source.astype(np.float64), [keep], along)
+    return kept, rest
+
+
+def _side(positions: int) -> int:
+    side = math.isqrt(max(positions, 0))
+    if side == 0 or side * side != positions:
+        raise ValueError(f"{positions} positions are not a square grid; use resize or another keep")
+    return side
+
+
+def _linear(array: np.ndarray, along: int, length: int) -> np.ndarray:
+    """Linear interpolation with pixel centres aligned, as `tf.image.resize` does it."""
+    old = array.shape[along]
+    if length < 1 or old < 1:
+        raise ValueError(f"cannot resize {old} positions to {length}")
+    place = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
+    left = np.floor(place).astype(int)
+    right = np.minimum(left + 1, old - 1)
+    shape = [1] * array.ndim
+    shape[along] = length
+    share = (place - left).reshape(shape)
+    return np.take(array, left, along) * (1 - share) + np.take(array, right, along) * share

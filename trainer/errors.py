@@ -1,0 +1,29 @@
+"""The one kind of error that is the user's to mend, and how near names are found for its message."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A flag, file or model module that cannot be used as given.
+
+    The message names the flag, its value and the next step; `run.py` prints it without a traceback and exits 1.
+    """
+
+
+def listing(names: Iterable[str], most: int = 12) -> str:
+    """`a, b, c and 9 more`, in the given order; `nothing` when empty."""
+    names = list(names)
+    if not names:
+        return "nothing"
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def near(word: str, names: Iterable[str]) -> str:
+    """A sentence that offers the names most like `word`, or all names when none is like it."""
+    names = sorted(set(names))
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"There is: {listing(names)}."

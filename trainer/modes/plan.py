@@ -1,0 +1,41 @@
+"""`--mode=plan`: who trains what, how and when, in seconds; exits 0 only if the run would start."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer import plan as plans
+from trainer import setup
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.report import Reporter
+
+
+def run(config: Config) -> int:
+    """Prints the plan, and writes it as JSON to `--plan_out`.
+
+    Raises:
+      UserError: whatever would keep the run from starting, or a file that cannot be written.
+    """
+    made = setup.assemble(config, only_plan=True)
+    plan = made.plan()
+    reporter = Reporter(None, made.total, made.total)
+    reporter.note(made.built.engine)
+    show(reporter, plan)
+    if config.plan_out:
+        path = Path(config.plan_out).expanduser()
+        try:
+            path.write_text(json.dumps(plan, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--plan_out={path}: cannot be written: {error.strerror}.") from None
+    reporter.close()
+    return 0
+
+
+def show(reporter: Reporter, plan: Mapping[str, Any]) -> None:
+    """The table of the variables, and that of the groups."""
+    columns, rows = plans.table(plan)
+    reporter.table(f"Plan: {plan['total']} steps", columns, rows)
+    columns, rows = plans.totals_table(plan)
+    reporter.table("Groups", columns, rows)

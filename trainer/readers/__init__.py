@@ -1,0 +1,128 @@
+"""Any file of weights as `{name: array}`: arrays only, no code from the file is ever run.
+
+The format is recognised by what the file holds. Each format is a file of this package:
+
+| format | names |
+|---|---|
+| checkpoints of this program (run directory, `checkpoints`, or one step) | the model's own |
+| TF2 object graph, SavedModel `variables/` | attributes from the root, see `object_graph.py` |
+| TF1 name-based, V2 format | as stored, see `tf_checkpoint.py` |
+| Keras `.weights.h5`, `.keras`, legacy `.h5` | layer and variable names, see `keras_h5.py` |
+| `.safetensors`, `.npz` | as stored |
+"""
+
+import zipfile
+from pathlib import Path
+
+from trainer.errors import UserError, near
+from trainer.readers import keras_h5, npz, safetensors_file, tf_checkpoint
+from trainer.readers.source import Source, Spec, damaged, refuse
+
+__all__ = ["Source", "Spec", "open_source"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the last bytes of TensorFlow's table format
+
+
+def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> Source:
+    """Opens a file or directory of weights; arrays are read when asked for.
+
+    Args:
+      path: a file, a directory, or the prefix of a TensorFlow checkpoint.
+      weights: `raw`, or `ema` for the averaged weights where the source keeps both.
+      flag: the flag that gave the path, for messages.
+
+    Raises:
+      UserError: nothing there, a format that is not read, a damaged or hostile file, no weights in
+        it, or `ema` asked of a source that keeps no average.
+    """
+    try:
+        source = _open(Path(path).expanduser(), path, weights, flag)
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, h5py and TensorFlow raise what they like on damaged bytes
+        raise damaged(flag, path, error) from error
+    if not source.specs:
+        raise refuse(flag, path, f"is a {source.kind} and holds no weights of a model.")
+    return source
+
+
+def _open(place: Path, path: str, weights: str, flag: str) -> Source:
+    prefix = tf_checkpoint.find(place, path, flag)
+    if prefix is not None:
+        return tf_checkpoint.open_checkpoint(prefix, path, weights, flag)
+    if not place.is_file():
+        raise refuse(flag, path, _missing(place))
+    if weights == "ema":
+        raise refuse(
+            flag,
+            path,
+            "--init_weights=ema: only checkpoints of this program and TF1 checkpoints keep an average "
+            "beside the weights. Leave --init_weights out.",
+        )
+    with place.open("rb") as file:
+        head = file.read(16)
+        file.seek(max(0, place.stat().st_size - 8))
+        tail = file.read(8)
+    if head.startswith(_HDF5):
+        return keras_h5.open_h5(place, path, flag)
+    if head.startswith(b"PK"):
+        return _open_zip(place, path, flag)
+    if safetensors_file.looks_like(head):
+        return safetensors_file.open_safetensors(place, path, flag)
+    raise refuse(flag, path, _why_not(place, head, tail))
+
+
+def _open_zip(place: Path, path: str, flag: str) -> Source:
+    with zipfile.ZipFile(place) as archive:
+        names = archive.namelist()
+    if keras_h5.WEIGHTS in names:
+        return keras_h5.open_keras(place, path, flag)
+    if names and all(name.endswith(".npy") for name in names):
+        return npz.open_npz(place, path, flag)
+    if any(name.endswith(".pkl") for name in names):
+        raise refuse(flag, path, _PICKLE)
+    raise refuse(
+        flag,
+        path,
+        "is a zip archive, but neither a .keras file (no model.weights.h5 in it) nor an .npz file.",
+    )
+
+
+_PICKLE = (
+    "is a pickle (PyTorch's .pt, .pth and .bin are), and reading one runs whatever code it holds. "
+    "Save the weights as .safetensors or .npz where the file comes from."
+)
+
+
+def _why_not(place: Path, head: bytes, tail: bytes) -> str:
+    if tail == _TABLE:
+        return (
+            "is a TF1 checkpoint of format V1 (one file, no .index), which is not read. Load and save "
+            "it once with tf.compat.v1.train.Saver(write_version=tf.compat.v1.train.SaverDef.V2)."
+        )
+    if place.name in ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb"):
+        return f"is one file of a SavedModel. Give its directory: {place.parent}."
+    if place.name in ("checkpoint", "manifest.json"):
+        return f"tells about checkpoints and holds none. Give the directory: {place.parent}."
+    if head.startswith(b"\x93NUMPY"):
+        return "is a single .npy array without a name. Save it with numpy.savez(file, NAME=array)."
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(2, 6):
+        return _PICKLE
+    return (
+        "is not a file of weights that is known here, or its beginning is damaged. Known are: "
+        "checkpoints of this program and of TensorFlow, SavedModel directories, Keras .weights.h5, "
+        ".keras and .h5, .safetensors, .npz."
+    )
+
+
+def _missing(place: Path) -> str:
+    if place.is_dir():
+        return (
+            "is a directory without a whole checkpoint of this program (checkpoints/step-*/manifest.json), "
+            "a TensorFlow checkpoint (*.index) or a SavedModel."
+        )
+    if place.parent.is_dir():
+        names = [entry.name for entry in list(place.parent.iterdir())[:10000]]
+        return f"there is no such file. {near(place.name, names)}"
+    return f"there is no such file; {place.parent} is no directory either."

@@ -1,0 +1,113 @@
+"""Looks into an HDF5 file in a process of its own; run as a script, never imported.
+
+The HDF5 library hangs or crashes on some damaged files, so it must not run in the trainer's process.
+`hdf5_child.py FILE` prints the layout as JSON; `hdf5_child.py FILE PATH` writes the bytes of one dataset.
+"""
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+
+_MOST, _DEEPEST = 100_000, 64
+# Filters that come with HDF5 (deflate, shuffle, fletcher32) and how far each can pack; others are
+# plug-ins, which would be loaded as code.
+_FILTERS = {1: 1032, 2: 1, 3: 1}
+_RATIO, _FREE = 50, 1 << 28  # honest weights do not pack 1 : 50
+
+
+def walk(h5: h5py.File) -> Iterator[tuple[str, Any]]:
+    """(path, group or dataset) of the file itself: hard links only, each group once."""
+    stack: list[tuple[str, h5py.Group]] = [("", h5)]
+    seen: set[int] = set()
+    count = 0
+    while stack:
+        path, group = stack.pop()
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        yield path, group
+        for name in group:
+            count += 1
+            below = f"{path}/{name}" if path else name
+            if count > _MOST or below.count("/") > _DEEPEST:
+                raise ValueError("more groups than any model has")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{below!r} is a link, possibly out of the file")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                stack.append((below, item))
+            elif isinstance(item, h5py.Dataset):
+                yield below, item
+
+
+def describe(dataset: h5py.Dataset, path: str) -> dict[str, Any]:
+    """Shape, dtype and place of a dataset, with the promise that the file holds its bytes."""
+    plist = dataset.id.get_create_plist()
+    if plist.get_external_count() or dataset.is_virtual:
+        raise ValueError(f"{path!r} keeps its data in another file")
+    dtype = dataset.dtype
+    bfloat16 = dtype.itemsize == 2 and dataset.attrs.get("dtype") == "bfloat16"
+    if dtype.kind not in "biufc" and not bfloat16:
+        raise ValueError(f"{path!r} holds {dtype}, not numbers")
+    packing = 1
+    for index in range(plist.get_nfilters()):
+        code = plist.get_filter(index)[0]
+        if code not in _FILTERS:
+            raise ValueError(f"{path!r} is compressed with a plug-in (filter {code})")
+        packing *= _FILTERS[code]
+    size = math.prod(dataset.shape) * dtype.itemsize
+    held = dataset.id.get_storage_size()
+    if size > packing * held or (size > _FREE and size > _RATIO * held):
+        raise ValueError(f"{path!r} announces {dataset.shape} and its data are not all there")
+    plain = dataset.chunks is None and not plist.get_nfilters()
+    return {
+        "path": path,
+        "shape": dataset.shape,
+        "dtype": "bfloat16" if bfloat16 else dtype.str,
+        "bytes": size,
+        # Where the bytes lie as they are, so that nobody needs HDF5 to read them.
+        "offset": dataset.id.get_offset() if plain else None,
+        "address": h5py.h5o.get_info(dataset.id).addr,
+    }
+
+
+def layout(h5: h5py.File) -> dict[str, Any]:
+    """All datasets in the order of the file, all groups with the name that Keras 3 keeps there."""
+    datasets, groups = [], {}
+    for path, item in walk(h5):
+        if isinstance(item, h5py.Dataset):
+            datasets.append(describe(item, path))
+        else:
+            name = item.attrs.get("name") if path.split("/")[-1] == "vars" else None
+            groups[path] = name if isinstance(name, str) else None
+    datasets.sort(key=lambda d: d["address"])
+    legacy = "model_weights" in h5 or "layer_names" in h5.attrs or "layer_names0" in h5.attrs
+    return {"legacy": legacy, "groups": groups, "datasets": datasets}
+
+
+def main() -> int:
+    """0, or 3 with the reason on stderr."""
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with h5py.File(sys.argv[1], "r") as h5:
+            if len(sys.argv) == 2:
+                sys.stdout.write(json.dumps(layout(h5)))
+            else:
+                dataset = h5[sys.argv[2]]
+                describe(dataset, sys.argv[2])
+                sys.stdout.buffer.write(dataset[()].tobytes())
+        sys.stdout.flush()
+    except Exception as error:
+        print(" ".join(str(error).split())[:300], file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

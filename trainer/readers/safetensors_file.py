@@ -1,0 +1,64 @@
+"""`.safetensors`, through the `safetensors` library. Names as stored."""
+
+from pathlib import Path
+
+import numpy as np
+
+from trainer.errors import UserError
+from trainer.readers.source import Source, Spec, damaged, refuse, split_state
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file begins as a safetensors file does: the header's length, then its `{`."""
+    return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\x00\x00"
+
+
+def open_safetensors(place: Path, path: str, flag: str) -> Source:
+    """Opens a `.safetensors` file.
+
+    Raises:
+      UserError: the library is not installed, the file is damaged, or a dtype NumPy does not have.
+    """
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise refuse(
+            flag, path, "is a .safetensors file. Reading it needs: pip install safetensors"
+        ) from error
+    specs: dict[str, Spec] = {}
+    try:
+        file = safe_open(str(place), framework="numpy")
+        names = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
+        for name in names:
+            part = file.get_slice(name)
+            specs[name] = Spec(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), ""))
+            if not specs[name].dtype:
+                raise refuse(flag, path, f"{name!r} is {part.get_dtype()}, which NumPy has not.")
+    except UserError:
+        raise
+    except Exception as error:
+        raise damaged(flag, path, error) from error
+    kept, ignored = split_state(specs)
+
+    def fetch(name: str) -> np.ndarray:
+        return file.get_tensor(name)
+
+    return Source("safetensors file", path, kept, ignored, flag, fetch)

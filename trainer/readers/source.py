@@ -1,0 +1,137 @@
+"""What every reader gives back: named arrays, read one by one, and what was set aside."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trainer.errors import UserError, near
+
+# A path component that marks what a trainer or a random generator keeps, not what a network knows.
+_STATE_PARTS = frozenset(
+    "optimizer optimizers _optimizer optimizer_weights metrics _metrics _compile_metrics "
+    "compile_metrics loss_tracker _loss_tracker seed_generator _random_generator".split()
+)
+_STATE_LAST = re.compile(r"(.*_)?seed_generator_state|_?state_var|rng_state|(.*[./])?num_batches_tracked")
+_COUNTERS = frozenset("step steps global_step iteration iterations save_counter epoch epochs counter".split())
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype (as NumPy spells it: `float32`, `bfloat16`) of one array in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the array in memory."""
+        return size(self.shape) * np_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights in a file, by name, without having read them.
+
+    Attributes:
+      kind: the format in plain words.
+      path: as the user gave it.
+      specs: `{name: Spec}` of the weights, in the file's order.
+      ignored: what is never taken and never missed: optimizer state, counters, random state.
+      flag: the flag that named the path, for messages.
+    """
+
+    kind: str
+    path: str
+    specs: Mapping[str, Spec]
+    ignored: tuple[str, ...]
+    flag: str
+    fetch: Callable[[str], np.ndarray] = field(repr=False)
+
+    def read(self, name: str) -> np.ndarray:
+        """The array called `name`, read now.
+
+        Raises:
+          UserError: no such name, damaged data, or data that is not what the file announced.
+        """
+        if name not in self.specs:
+            raise refuse(self.flag, self.path, f"holds no {name!r}. {near(name, self.specs)}")
+        spec = self.specs[name]
+        # The libraries below raise whatever they like on damaged bytes (even SystemError).
+        try:
+            array = np.asarray(self.fetch(name))
+        except UserError:
+            raise
+        except Exception as error:
+            raise damaged(self.flag, self.path, error, f"the data of {name!r}") from error
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        if array.shape != spec.shape or array.dtype != np_dtype(spec.dtype):
+            raise refuse(
+                self.flag,
+                self.path,
+                f"announces {name!r} as {spec.dtype}{list(spec.shape)} and holds "
+                f"{array.dtype}{list(array.shape)}: the file is damaged.",
+            )
+        return array
+
+
+def refuse(flag: str, path: object, why: str) -> UserError:
+    """The error of a source that cannot be used: flag, value, reason."""
+    return UserError(f"{flag}={path}: {why}")
+
+
+def damaged(flag: str, path: object, error: BaseException, what: str = "the file") -> UserError:
+    """The error of a file that its own library cannot read."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return refuse(flag, path, f"{what} cannot be read ({reason}). It is damaged or cut short; copy it again.")
+
+
+def is_state(name: str, spec: Spec) -> bool:
+    """Whether an array is optimizer state, a metric, a counter or random state, by its name."""
+    parts = name.split("/")
+    if not _STATE_PARTS.isdisjoint(parts) or _STATE_LAST.fullmatch(parts[-1]):
+        return True
+    integer = np_dtype(spec.dtype).kind in "iu"
+    return integer and spec.shape == () and parts[-1] in _COUNTERS
+
+
+def split_state(specs: Mapping[str, Spec]) -> tuple[dict[str, Spec], tuple[str, ...]]:
+    """Weights and the names of what is not a weight."""
+    ignored = tuple(name for name, spec in specs.items() if is_state(name, spec))
+    return {name: spec for name, spec in specs.items() if name not in set(ignored)}, ignored
+
+
+def unique(wanted: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """`{recognisable name: name in the file}` from pairs; where two want one name, both keep the file's."""
+    pairs = list(wanted)
+    count: dict[str, int] = {}
+    for name, _ in pairs:
+        count[name] = count.get(name, 0) + 1
+    taken = {name for name, times in count.items() if times == 1}
+    result: dict[str, str] = {}
+    for name, raw in pairs:
+        final = name if count[name] == 1 else raw
+        while final in result or (count[name] > 1 and final in taken):
+            final += "'"
+        result[final] = raw
+    return result
+
+
+def size(shape: Iterable[int]) -> int:
+    """Number of elements, in Python integers that do not overflow."""
+    total = 1
+    for dimension in shape:
+        total *= int(dimension)
+    return total
+
+
+def np_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of a name, `bfloat16` and the 8-bit floats included."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))

@@ -1,0 +1,46 @@
+"""One all-reduce a step: gradients, loss and metrics packed into one vector and taken apart again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def pack(tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    """All elements of `tensors`, in order, as one vector of `dtype`."""
+    return tf.concat([tf.reshape(tf.cast(t, dtype), [-1]) for t in tensors], 0)
+
+
+def unpack(vector: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Takes `pack`'s vector apart into tensors of the shapes and dtypes of `like`, all static."""
+    parts = tf.split(vector, [t.shape.num_elements() for t in like])
+    return [tf.cast(tf.reshape(p, t.shape), t.dtype) for p, t in zip(parts, like, strict=True)]
+
+
+def worth_packing(tensors: Sequence[tf.Tensor]) -> bool:
+    """Whether one op over a packed vector beats one op a tensor: many tensors, and small ones.
+
+    Copying a tensor into the vector and back costs its bytes twice; an op costs some microseconds.
+    """
+    sizes = [t.shape.num_elements() for t in tensors]
+    return len(sizes) >= 16 and sum(sizes) <= 16384 * len(sizes)
+
+
+def square_sum(gradients: Sequence[Any]) -> tf.Tensor:
+    """Sum of squares over all elements; rows that a `tf.IndexedSlices` repeats are added up first."""
+    return tf.add_n([2 * tf.nn.l2_loss(_summed(g)) for g in gradients])
+
+
+def _summed(gradient: Any) -> tf.Tensor:
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, positions = tf.unique(gradient.indices)
+    return tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(rows))
+
+
+def scaled(gradient: Any, factor: tf.Tensor) -> Any:
+    """`gradient` times a scalar; a `tf.IndexedSlices` stays one."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(factor, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(factor, gradient.dtype)

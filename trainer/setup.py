@@ -1,0 +1,333 @@
+"""From flags to the objects of a run, each checked before the next and before data is read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer import contract, distribution, groups, optimizers, plan, schedules
+from trainer.calls import Call, Clock, Duration, parse_duration
+from trainer.config import Config
+from trainer.data import Dataset, open_dataset
+from trainer.errors import UserError
+from trainer.groups import Group, Phase, Rule
+from trainer.optimizers import GroupOptimizer
+from trainer.state import TrainState
+from trainer.step import Program, Schedule, Settings
+from trainer.variables import ModelVariable, walk
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A model, its names, and where it lives."""
+
+    module: ModuleType
+    call: Call
+    model: Any
+    variables: tuple[ModelVariable, ...]
+    strategy: tf.distribute.Strategy
+    engine: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that a run is made of, before any example is read.
+
+    Attributes:
+      built: the model.
+      dataset: the data that the run really uses.
+      clock: examples and steps of the whole run.
+      owned: each rule with its variables.
+      optimizers: built, one for each group (or more, see `cohorts`).
+      schedules: by group name, of the step since the group's start.
+      phases: of the run.
+      metrics: names of the model's metrics.
+    """
+
+    config: Config
+    built: Built
+    dataset: Dataset
+    clock: Clock
+    owned: tuple[tuple[Rule, tuple[ModelVariable, ...]], ...]
+    optimizers: tuple[GroupOptimizer, ...]
+    schedules: Mapping[str, Schedule]
+    phases: tuple[Phase, ...]
+    metrics: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        assert self.clock.total is not None
+        return self.clock.total
+
+    def every(self, name: str) -> int:
+        """Steps between two events of the flag `name`; at least 1."""
+        return duration(self.config, name, self.clock)
+
+    def plan(self, start_of: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The plan; `start_of` says by variable name where start values come from."""
+        config = self.config
+        decides = {v.name: f"--group={rule.text}" for rule, own in self.owned for v in own}
+        settings = {
+            "model": config.model,
+            "data": self.dataset.full_name,
+            "train_split": config.train_split,
+            "batch_size": config.batch_size * config.accumulate,
+            "accumulate": config.accumulate,
+            "seed": config.seed,
+            "precision": config.precision,
+            "clip_norm": config.clip_norm,
+            "ema": config.ema,
+            "layer_decay": config.layer_decay,
+            "no_decay": config.no_decay,
+        }
+        return plan.make(
+            settings,
+            self.clock,
+            self.built.variables,
+            self.optimizers,
+            self.schedules,
+            self.phases,
+            decides,
+            start_of or {},
+        )
+
+
+def build_model(config: Config) -> Built:
+    """Devices, strategy, seeds and the model, in the strategy's scope.
+
+    Raises:
+      UserError: devices that are not there, or a model that cannot be built or named.
+    """
+    module, call = contract.load(config.model)
+    distribution.prepare(config.virtual_devices)
+    strategy, engine = distribution.strategy_for(
+        config.strategy,
+        config.devices,
+        config.batch_size,
+        config.communication,
+        config.virtual_devices,
+    )
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
+    keras.config.set_dtype_policy(
+        config.precision if config.precision.startswith("mixed") else keras.config.floatx()
+    )
+    # Names that Keras makes up count what the process built before; seeds follow the flag alone.
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(config.seed)
+    with strategy.scope():
+        model = contract.build(module, call)
+    variables = tuple(walk(model))
+    contract.check_precision(model, variables, config.precision)
+    return Built(module, call, model, variables, strategy, engine)
+
+
+def assemble(config: Config, only_plan: bool = False) -> Run:
+    """Everything of a run up to where data is read.
+
+    Args:
+      config: the flags.
+      only_plan: count examples from metadata, prepare no data set.
+
+    Raises:
+      UserError: the first refusal, in this order: flags, model, groups, data, schedules.
+    """
+    if not config.dataset:
+        raise UserError("--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits.")
+    rules = groups.parse_rules(config.group)
+    for rule in rules:
+        if rule.optimizer is not None and rule.schedule is not None:
+            optimizers.check(rule.optimizer, rule.flag)
+            schedules.check(rule.schedule, rule.flag)
+    _durations(config)
+    built = build_model(config)
+    owned = groups.assign(rules, built.variables)
+    trained = [v for rule, own in owned if rule.optimizer for v in own]
+    if not trained:
+        raise UserError("--group: every rule says frozen, so there is nothing to train.")
+    no_decay = groups.select(config.no_decay, trained, "--no_decay")
+    dataset = open_dataset(config.dataset, config.data_dir, config.manual_dir, config.fallback_dataset)
+    check_features(built, dataset)
+    replica_batch = config.batch_size // built.strategy.num_replicas_in_sync
+    metrics = contract.check_loss(
+        built.module,
+        built.model,
+        built.variables,
+        frozenset(v.name for v in trained),
+        dataset.element_spec(getattr(built.module, "decode", None)),
+        replica_batch,
+        built.strategy,
+    )
+    check_keep_best(config, metrics)
+    clock = run_clock(config, dataset, only_plan)
+    resolved = groups.resolve(owned, clock, clock.total or 0)
+    phases = groups.phases(resolved, clock.total or 0)
+    built_schedules = {g.name: _schedule(g, clock) for g in resolved}
+    for name in ("log_every", "eval_every", "save_every"):
+        duration(config, name, clock)
+    made = build_optimizers(config, built, resolved, no_decay)
+    return Run(
+        config, built, dataset, clock, tuple(owned), tuple(made), built_schedules, tuple(phases), metrics
+    )
+
+
+def check_features(built: Built, dataset: Dataset) -> None:
+    """Lets the model module's own `check(features)`, where it has one, refuse the data set.
+
+    Raises:
+      UserError: it raised.
+    """
+    check = getattr(built.module, "check", None)
+    if check:
+        contract.guarded(
+            lambda: check(built.model, dataset.features),
+            f"--dataset={dataset.name} with --model={built.call.text}: the model's check",
+        )
+
+
+def check_keep_best(config: Config, metrics: Sequence[str]) -> None:
+    """Refuses a `--keep_best` that no evaluation yields."""
+    if config.keep_best and config.keep_best not in ("loss", *metrics):
+        raise UserError(
+            f"--keep_best={config.keep_best}: the model has no such metric. It has: "
+            f"{', '.join(('loss', *metrics))}."
+        )
+    if config.keep_best and config.eval_split == "none":
+        raise UserError(f"--keep_best={config.keep_best}: needs an --eval_split to find the best by.")
+
+
+def run_clock(config: Config, dataset: Dataset, only_plan: bool) -> Clock:
+    """Examples per epoch and steps of the run; prepares the data set unless `only_plan`."""
+    if not only_plan:
+        dataset.prepare()
+    examples = dataset.size(config.train_split, "--train_split")
+    if config.eval_split != "none":
+        dataset.size(config.eval_split, "--eval_split")
+    batch = config.batch_size * config.accumulate
+    length = parse_duration(config.train_for, "--train_for")
+    if examples is None and length.unit == "epochs":
+        raise UserError(
+            f"--train_for={config.train_for}: how many examples an epoch of {dataset.name} has is known once "
+            "it is prepared. Run --mode=train once, give --manual_dir, or give the length in steps."
+        )
+    total = Clock(examples, batch, None).steps(length, "--train_for")
+    if total < 1:
+        raise UserError(f"--train_for={config.train_for}: is no step at all.")
+    return Clock(examples, batch, total)
+
+
+def duration(config: Config, name: str, clock: Clock) -> int:
+    """Steps of the duration in flag `name`."""
+    steps = clock.steps(parse_duration(getattr(config, name), f"--{name}"), f"--{name}")
+    if steps < 1:
+        raise UserError(f"--{name}={getattr(config, name)}: must be at least one step.")
+    return steps
+
+
+def _durations(config: Config) -> dict[str, Duration]:
+    """Refuses a duration that cannot be read before anything is built."""
+    if not config.train_for:
+        raise UserError("--train_for: not given. Say how long, such as 3epochs or 500steps.")
+    names = ("train_for", "log_every", "eval_every", "save_every")
+    return {name: parse_duration(getattr(config, name), f"--{name}") for name in names}
+
+
+def cohorts(run: Run, counts: Mapping[str, int]) -> Run:
+    """The run with an optimizer for each number of updates that a group's variables have behind them.
+
+    Adam and others correct their averages by that number, which Keras keeps once per optimizer: variables
+    that come from different groups of a checkpoint must not share it.
+
+    Args:
+      counts: updates so far by variable name; 0 for what is not named.
+    """
+    groups_of = dict.fromkeys(g for phase in run.phases for g in phase.active)
+    parts = []
+    for group in groups_of:
+        by_count: dict[int, list[ModelVariable]] = {}
+        for v in group.variables:
+            by_count.setdefault(counts.get(v.name, 0), []).append(v)
+        parts += [dataclasses.replace(group, variables=tuple(own)) for own in by_count.values()]
+    if len(parts) == len(groups_of):
+        return run
+    trained = [v for group in groups_of for v in group.variables]
+    no_decay = groups.select(run.config.no_decay, trained, "--no_decay")
+    return dataclasses.replace(
+        run, optimizers=tuple(build_optimizers(run.config, run.built, parts, no_decay))
+    )
+
+
+def _schedule(group: Group, clock: Clock) -> Schedule:
+    assert group.rule.schedule is not None
+    call = schedules.check(group.rule.schedule, group.rule.flag)
+    return schedules.build(call, clock, group.stop - group.start, group.rule.flag)
+
+
+def build_optimizers(
+    config: Config, built: Built, resolved: Sequence[Group], no_decay: frozenset[str]
+) -> list[GroupOptimizer]:
+    """One built Keras optimizer per group.
+
+    Raises:
+      UserError: an optimizer that refuses its arguments or variables, or a `--no_decay` that no
+        optimizer's weight decay could heed.
+    """
+    multipliers: dict[str, float] = {}
+    if config.layer_decay != 1:
+        depths = groups.depths(built.variables, getattr(built.module, "depth", None))
+        multipliers = {name: config.layer_decay**depth for name, depth in depths.items()}
+    made = []
+    for group in resolved:
+        assert group.rule.optimizer is not None
+        with built.strategy.scope():
+            own = optimizers.make(group.rule.optimizer, group.rule.flag)
+            made.append(GroupOptimizer(group, own, multipliers, no_decay))
+            made[-1].build()
+    if no_decay and not any(o.keras.weight_decay for o in made):
+        raise UserError(
+            f"--no_decay={config.no_decay[0]}: no group's optimizer has a weight decay to keep off. "
+            "Give one, such as adamw(weight_decay=1e-4), or remove the flag."
+        )
+    return made
+
+
+def program(run: Run) -> Program:
+    """The state and the compiled functions of a run; compiles nothing yet."""
+    config, built = run.config, run.built
+    with built.strategy.scope():
+        state = TrainState(
+            built.variables,
+            run.optimizers,
+            run.metrics,
+            ema=config.ema is not None,
+            loss_scale=config.precision == "mixed_float16",
+        )
+    settings = Settings(
+        batch=config.batch_size * config.accumulate,
+        accumulate=config.accumulate,
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        ema=config.ema,
+        on_nonfinite=config.on_nonfinite,
+        jit_compile=config.jit_compile,
+    )
+    return Program(built.strategy, built.module, built.model, state, run.schedules, settings)
+
+
+def workdir(config: Config) -> Path:
+    """The run's directory.
+
+    Raises:
+      UserError: `--workdir` is not given.
+    """
+    if not config.workdir:
+        raise UserError(
+            "--workdir: not given. Name a directory for checkpoints and metrics, such as runs/mnist."
+        )
+    return Path(config.workdir).expanduser()

@@ -1,0 +1,246 @@
+"""The one naming of variables: groups, restore, checkpoints, plan and reports use these names only.
+
+In a functional or sequential Keras model a layer is known by its own name. Everywhere else (subclassed
+models and layers, `tf.Module`) it is known by the attribute that holds it: `blocks/0/kernel`. Keras's
+`path` is not used: it repeats in nested models and depends on what the process built before.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelVariable:
+    """A variable of the model under its name.
+
+    Attributes:
+      name: path along the model's own tree, such as `enc_a/conv1/kernel`.
+      value: the `tf.Variable` (a `MirroredVariable` under several replicas).
+      keras: the Keras variable around it; None for a plain `tf.Variable`.
+      trainable: as the model declares it at the time of the walk.
+      random: whether it is the state of a random-number generator.
+      layer: the layer or module that owns it.
+      aliases: further names of a shared variable.
+    """
+
+    name: str
+    value: tf.Variable
+    keras: keras.Variable | None
+    trainable: bool
+    random: bool
+    layer: Any
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Static shape."""
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Storage dtype."""
+        return tf.as_dtype(self.value.dtype)
+
+    @property
+    def handle(self) -> Any:
+        """What a Keras optimizer takes: the Keras variable where there is one."""
+        return self.value if self.keras is None else self.keras
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.value.shape.num_elements())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one copy."""
+        return self.size * self.dtype.size
+
+
+def named_variables(model: Any) -> dict[str, tf.Variable]:
+    """`{name: tf.Variable}` of all variables of a `keras.Model` or `tf.Module`, in the model's order.
+
+    Raises:
+      UserError: as `walk`.
+    """
+    return {v.name: v.value for v in walk(model)}
+
+
+def walk(model: Any) -> list[ModelVariable]:
+    """All variables of `model`, each once, in the order of its layers.
+
+    Raises:
+      UserError: no variables (an unbuilt model), two variables of one name, or a variable that the
+        model tracks and that no attribute or layer leads to.
+    """
+    found: dict[int, ModelVariable] = {}
+    names: dict[str, int] = {}
+    aliases: dict[int, list[str]] = {}
+    for name, variable, owner in _leaves(model, "", model, set()):
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        key = id(value)
+        if names.setdefault(name, key) != key:
+            raise UserError(
+                f"--model: two variables have the name {name!r}. Give the layers or attributes that "
+                "hold them different names."
+            )
+        if key in found:
+            if name != found[key].name and name not in aliases[key]:
+                aliases[key].append(name)
+            continue
+        aliases[key] = []
+        wrapped = variable if isinstance(variable, keras.Variable) else None
+        found[key] = ModelVariable(
+            name=name,
+            value=value,
+            keras=wrapped,
+            trainable=bool(variable.trainable),
+            random=_is_random(variable),
+            layer=owner,
+        )
+    _check_complete(model, found)
+    return [ModelVariable(**{**vars(v), "aliases": tuple(aliases[key])}) for key, v in found.items()]
+
+
+class FrozenLayers:
+    """Runs wholly frozen Keras layers as `trainable=False`, so that BatchNormalization keeps its statistics.
+
+    A layer without trainable variables of its own follows what its folder of the model does. Layers
+    that the model itself declares not trainable stay so.
+    """
+
+    def __init__(self, model: Any, variables: Sequence[ModelVariable]) -> None:
+        self._leaves: dict[int, tuple[keras.Layer, set[str]]] = {}
+        self._frozen: dict[int, keras.Layer] = {}
+        trainable = [v.name for v in variables if v.trainable]
+        for variable in variables:
+            layer = variable.layer
+            if variable.random or not isinstance(layer, keras.Layer) or not layer.trainable:
+                continue
+            _, names = self._leaves.setdefault(id(layer), (layer, set()))
+            if variable.trainable:
+                names.add(variable.name)
+        for layer, names in self._leaves.values():
+            if not names:
+                own = next(v.name for v in variables if v.layer is layer)
+                folder = own.rpartition("/")[0].rpartition("/")[0]
+                names.update(n for n in trainable if folder and n.startswith(folder + "/"))
+
+    def enter(self, active: frozenset[str]) -> None:
+        """Freezes the layers none of whose variables is in `active`, and lets go of the others."""
+        for key, (layer, names) in self._leaves.items():
+            freeze = bool(names) and not names & active
+            if freeze != (key in self._frozen):
+                # Not through the `trainable` setter: that one sets every layer inside as well.
+                layer._trainable = not freeze
+                if freeze:
+                    self._frozen[key] = layer
+                else:
+                    del self._frozen[key]
+
+
+def _leaves(
+    node: Any, path: str, owner: Any, above: set[int]
+) -> Iterator[tuple[str, keras.Variable | tf.Variable, Any]]:
+    """(name, variable, owner) along the tree; `above` are the nodes on the way here (no circles)."""
+    if isinstance(node, keras.Variable | tf.Variable):
+        yield path, node, owner
+        return
+    if id(node) in above:
+        return
+    above = above | {id(node)}
+    if isinstance(node, keras.Layer | tf.Module):
+        owner = node
+    for segment, child in _children(node):
+        yield from _leaves(child, _join(path, segment), owner, above)
+
+
+def _join(path: str, segment: str) -> str:
+    return f"{path}/{segment}" if path and segment else path or segment
+
+
+# Attributes by which Keras keeps its own books; following them would give every layer a second name.
+_KERAS_BOOKS = frozenset(
+    "_layers _metrics _tracker _functional _operations _operations_by_depth _nodes _inbound_nodes "
+    "_outbound_nodes _trainable_variables _non_trainable_variables _seed_generators _losses _loss_ids "
+    "_loss_tracker _compile_metrics _compile_loss optimizer _optimizer _parent_path _nodes_by_depth "
+    "_self_unconditional_dependency_names _self_unconditional_checkpoint_dependencies "
+    "_self_tracked_trackables _tracked _inputs _outputs _inputs_struct _outputs_struct "
+    "_call_context_args _build_shapes_dict".split()
+)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    """(segment, child) of a node, in the order in which they were made."""
+    if isinstance(node, keras.Sequential) or _is_functional(node):
+        for layer in node.layers:
+            yield layer.name, layer
+        known = {id(layer) for layer in node.layers}
+        for name, child in _attributes(node):
+            if id(child) not in known:
+                yield name, child
+    elif isinstance(node, keras.random.SeedGenerator):
+        yield node.state.name, node.state
+    elif isinstance(node, keras.Layer | tf.Module):
+        yield from _attributes(node)
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield str(key), child
+    elif isinstance(node, list | tuple):
+        for index, child in enumerate(node):
+            yield str(index), child
+
+
+def _attributes(node: Any) -> Iterator[tuple[str, Any]]:
+    for attribute, child in list(vars(node).items()):
+        if attribute in _KERAS_BOOKS or not isinstance(
+            child,
+            keras.Variable
+            | tf.Variable
+            | keras.Layer
+            | tf.Module
+            | keras.random.SeedGenerator
+            | dict
+            | list
+            | tuple,
+        ):
+            continue
+        segment = attribute.lstrip("_")
+        if isinstance(child, keras.Variable) and not re.fullmatch(r"variable(_\d+)?", child.name):
+            segment = child.name
+        elif isinstance(child, keras.random.SeedGenerator):
+            segment = "" if attribute == "seed_generator" else segment
+        yield segment, child
+
+
+def _is_functional(node: Any) -> bool:
+    return isinstance(node, keras.Model) and hasattr(node, "_operations_by_depth")
+
+
+def _is_random(variable: Any) -> bool:
+    return isinstance(variable, keras.Variable) and variable.name.endswith("seed_generator_state")
+
+
+def _check_complete(model: Any, found: dict[int, ModelVariable]) -> None:
+    tracked = list(model.variables)
+    if isinstance(model, keras.Layer) and not model.built:
+        raise UserError(
+            f"--model: {model.name} is not built, so its variables do not exist yet. Let `build` call "
+            "the model once on a sample, or `model.build(input_shape)`, before it returns."
+        )
+    if not found:
+        raise UserError("--model: the model has no variables; there is nothing to train.")
+    for variable in tracked:
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        if id(value) not in found:
+            raise UserError(
+                f"--model: the variable {variable.name!r} belongs to the model, but no attribute, "
+                "list, tuple, dict or layer leads to it. Keep it in an attribute, so that it has a name."
+            )
