@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from trainer import contract, feeds, groups, optimizers, schedules
 from trainer.calls import Clock
+from trainer.gradients import Settings
 from trainer.groups import Phase
 from trainer.optimizers import GroupOptimizer
 from trainer.state import TrainState
-from trainer.step import Program, Settings
+from trainer.step import Program
 from trainer.variables import ModelVariable, walk
 
 Arrays = Mapping[str, np.ndarray]
@@ -92,7 +93,7 @@ def make(
     preprocess: Callable[..., Any] | None = None,
     **settings: Any,
 ) -> Made:
-    """A program over `build`'s model. `settings` are those of `trainer.step.Settings`."""
+    """A program over `build`'s model. `settings` are those of `trainer.gradients.Settings`."""
     strategy = strategy or tf.distribute.get_strategy()
     use_precision(precision)
     keras.backend.clear_session()

@@ -186,7 +186,7 @@ def _room(devices: tuple[str, ...]) -> int:
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        return min(host, *(int(mib) << 20 for mib in answer.stdout.split())) // 4
+        return min(host, *(int(mib) << 18 for mib in answer.stdout.split()))  # quarters
     except (OSError, ValueError, subprocess.SubprocessError):
         return min(host, 2 << 30)  # no telling: what any GPU in use can spare
 

@@ -1,67 +1,32 @@
-r"""Initial values from any source of weights: match, check everything, then assign, then prove it.
+r"""Initial values from any source of weights: match, check everything, then hand over the arrays.
 
-    rules = parse(config...)                          syntax of the `--init_*` flags
+    rules = init_rules.parse(...)                     syntax of the `--init_*` flags
     matched = match(variables, source, rules)         which weight goes where; reads nothing
     arrays = load(matched)                            reads and checks; one error lists all problems
-    receipt = restore(strategy, matched, arrays)      assigns, reads back, compares
+    receipt.assign(strategy, matched, arrays)         assigns, reads back, compares
 
-Rules are regular expressions, `re.fullmatch` on the model's names (a shared variable answers to each of
-its names). `--init_skip` is also matched against the source's names. A variable is looked for under
-what the first fitting `--init_rename` makes of its name, else under its own names.
-
-Strict both ways: a variable of the model is restored or excluded by a rule; a weight of the source is
-used or excluded. `--init_only` excludes on both sides: of the source, what is not used and does not itself
-bear a name that `--init_only` asks for is out of play. Optimizer state, counters and random state are
-never taken on either side, and never missed.
+A variable (each of its names, where it is shared) is looked for under what the first fitting `--init_rename`
+makes of its name, else under its own names. Strict both ways: a variable of the model is restored or
+excluded by a rule; a weight of the source is used or excluded. `--init_skip` excludes on either side, and so
+does `--init_only`: of the source, what is not used and does not itself bear a name that `--init_only` asks
+for is out of play. Optimizer state, counters and random state are never taken and never missed.
 """
 
-import hashlib
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer import adapt
-from trainer.calls import check_call, parse_call, split_columns
 from trainer.errors import UserError, near
+from trainer.init_rules import Adapt, Rules
 from trainer.readers import Source
 from trainer.readers.source import np_dtype
 from trainer.variables import ModelVariable
 
-_ARROW = re.compile(r"\s+->\s+")
-
-
-@dataclass(frozen=True)
-class Rename:
-    """`--init_rename`: what a model name becomes in the source."""
-
-    pattern: re.Pattern[str]
-    replacement: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Adapt:
-    """`--init_adapt`: how a stored array is made to fit."""
-
-    pattern: re.Pattern[str]
-    apply: adapt.Adapter
-    text: str
-    method: str
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The `--init_*` flags, parsed. `cast` lets a value change its float width."""
-
-    only: tuple[re.Pattern[str], ...] = ()
-    skip: tuple[re.Pattern[str], ...] = ()
-    rename: tuple[Rename, ...] = ()
-    cast: bool = False
-    adapt: tuple[Adapt, ...] = ()
+_HINTS = 20  # missing names that get a search for near ones; it is slow on thousands
 
 
 @dataclass(frozen=True)
@@ -99,27 +64,6 @@ class Matched:
         return {e.variable.name: f"{e.source} ({self.source.kind})" for e in self.entries if e.source}
 
 
-def parse(
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    rename: Sequence[str] = (),
-    cast: bool = False,
-    adapt: Sequence[str] = (),
-) -> Rules:
-    """Rules from the texts of the flags.
-
-    Raises:
-      UserError: a pattern, a replacement or a call that cannot be read; names the flag.
-    """
-    return Rules(
-        tuple(_pattern(text, "--init_only") for text in only),
-        tuple(_pattern(text, "--init_skip") for text in skip),
-        tuple(_rename(text) for text in rename),
-        cast,
-        tuple(_adapt(text) for text in adapt),
-    )
-
-
 def match(variables: Sequence[ModelVariable], source: Source, rules: Rules) -> Matched:
     """Which weight each variable starts from. Reads no weights and raises nothing: see `problems`."""
     decided = [_decide(v, source, rules) for v in variables]
@@ -151,89 +95,6 @@ def load(matched: Matched) -> dict[str, np.ndarray]:
     return arrays
 
 
-def restore(
-    strategy: tf.distribute.Strategy, matched: Matched, arrays: dict[str, np.ndarray]
-) -> list[dict[str, Any]]:
-    """Assigns on every replica and reads back; the receipt, a dictionary per variable of the model.
-
-    Keys: `name`, `restored`, `source`, `rule`, `adapt`, `cast`, `shape`, `dtype`, `replicas`, and SHA-256
-    checksums of the bytes: `source_sha256` (as stored), `before`, `after` (of every replica). Where
-    nothing is adapted or cast, `after` is `source_sha256`. What is left alone has `before` = `after`.
-
-    Raises:
-      RuntimeError: a live value is not what was assigned, or changed without being asked to.
-    """
-    before = {e.variable.name: _copies(strategy, e.variable) for e in matched.entries}
-    for entry in matched.entries:
-        if entry.source is not None:
-            for copy in strategy.experimental_local_results(entry.variable.value):
-                copy.assign(arrays[entry.variable.name])
-    return [_receipt(strategy, matched, entry, before, arrays) for entry in matched.entries]
-
-
-def describe(receipt: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the receipt, for a terminal."""
-    columns = ["variable", "shape", "from", "rule", "before", "after"]
-    rows = []
-    for line in receipt:
-        how = [line["rule"], line["adapt"] or "", line["cast"] or ""]
-        rows.append(
-            [
-                line["name"],
-                "x".join(map(str, line["shape"])) or "scalar",
-                line["source"] or "left alone",
-                ", ".join(part for part in how if part),
-                line["before"][:8],
-                line["after"][:8] if line["restored"] else "unchanged",
-            ]
-        )
-    return columns, rows
-
-
-# Reading the flags
-
-
-def _pattern(text: str, flag: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{flag}={text}: not a regular expression: {error}.") from error
-
-
-def _rename(text: str) -> Rename:
-    flag = f"--init_rename={text}"
-    halves = _ARROW.split(text.strip())
-    if len(halves) != 2 or not all(halves):
-        raise UserError(f"{flag}: write MODEL_REGEX -> SOURCE_NAME, with blanks around the arrow.")
-    pattern = _pattern(halves[0], "--init_rename")
-    try:
-        # Whether the replacement can be read does not depend on what was matched.
-        re.compile(f"(?:{halves[0]})|").fullmatch("").expand(halves[1])  # type: ignore[union-attr]
-    except (re.error, IndexError) as error:
-        raise UserError(
-            f"{flag}: {halves[1]} cannot be filled in: {error}. \\1 is the first group of {halves[0]}."
-        ) from error
-    return Rename(pattern, halves[1], flag)
-
-
-def _adapt(text: str) -> Adapt:
-    flag = f"--init_adapt={text}"
-    columns = split_columns(text, flag)
-    if len(columns) != 2:
-        raise UserError(f"{flag}: write PATTERN METHOD(...), such as conv1/kernel sum_channels().")
-    call = parse_call(columns[1], flag)
-    if call.name not in adapt.METHODS:
-        raise UserError(f"{flag}: there is no method {call.name}. {near(call.name, adapt.METHODS)}")
-    method = adapt.METHODS[call.name]
-    try:
-        made = method(**check_call(call, method, "method", flag))
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{flag}: {error}.") from error
-    return Adapt(_pattern(columns[0], "--init_adapt"), made, flag, columns[1])
-
-
 # Matching
 
 
@@ -263,10 +124,13 @@ def _decide(variable: ModelVariable, source: Source, rules: Rules) -> Entry:
 
 
 def _missing(entries: Sequence[Entry], source: Source) -> Iterator[str]:
-    for entry in entries:
-        if entry.source is not None and entry.source not in source.specs:
-            asked = "" if entry.source == entry.variable.name else f" (as {entry.source}: {entry.rule})"
-            yield f" - {entry.variable.name}{asked}: not in the source. {near(entry.source, source.specs)}"
+    gone = [e for e in entries if e.source is not None and e.source not in source.specs]
+    for index, entry in enumerate(gone):
+        assert entry.source is not None
+        asked = "" if entry.source == entry.variable.name else f" (as {entry.source}: {entry.rule})"
+        close = difflib.get_close_matches(entry.source, source.specs, 3, 0.5) if index < _HINTS else []
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        yield f" - {entry.variable.name}{asked}: not in the source.{hint}"
 
 
 def _extra(entries: Sequence[Entry], source: Source, rules: Rules) -> Iterator[str]:
@@ -287,7 +151,7 @@ def _unfit(entry: Entry, source: Source, rules: Rules) -> Iterator[str]:
     variable, spec = entry.variable, source.specs[entry.source]
     shape = spec.shape
     if entry.adapt:
-        # A source of one repeated zero: shapes are judged without reading or allocating anything.
+        # Zeros in place of the weights: shapes are judged without reading anything.
         empty = np.broadcast_to(np.zeros((), np.float32), shape)
         try:
             shape = entry.adapt.apply(empty, np.zeros(variable.shape, np.float32)).shape
@@ -342,7 +206,7 @@ def _value(entry: Entry, source: Source) -> np.ndarray:
     if bad:
         raise ValueError(f"{bad} of {array.size} values in the source are not finite ({entry.source}).")
     if entry.adapt:
-        array = entry.adapt.apply(array, _numpy(variable.value))
+        array = entry.adapt.apply(array, variable.value.numpy())
     if array.shape != variable.shape:
         raise ValueError("its shape does not fit.")
     wanted = np_dtype(variable.dtype.name)
@@ -358,53 +222,6 @@ def _not_finite(array: np.ndarray) -> int:
     # ml_dtypes' floats have kind V or f; isfinite knows them all.
     numeric = array.dtype.kind in "fcV"
     return int(array.size - np.count_nonzero(np.isfinite(array))) if numeric else 0
-
-
-def _receipt(
-    strategy: tf.distribute.Strategy,
-    matched: Matched,
-    entry: Entry,
-    before: dict[str, list[str]],
-    arrays: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    name, variable = entry.variable.name, entry.variable
-    old, new = before[name], _copies(strategy, variable)
-    wanted = old if entry.source is None else [checksum(arrays[name])] * len(new)
-    if new != wanted:
-        raise RuntimeError(
-            f"{name}: the live value is not the one that was "
-            f"{'assigned' if entry.source else 'there'}: {listing_of(new)} for {listing_of(wanted)}"
-        )
-    spec = matched.source.specs[entry.source] if entry.source else None
-    cast = f"{spec.dtype} -> {variable.dtype.name}" if spec and spec.dtype != variable.dtype.name else None
-    return {
-        "name": name,
-        "restored": entry.source is not None,
-        "source": entry.source,
-        "rule": entry.rule,
-        "adapt": entry.adapt.method if entry.adapt and entry.source else None,
-        "cast": cast,
-        "shape": list(variable.shape),
-        "dtype": variable.dtype.name,
-        "replicas": len(new),
-        "source_sha256": checksum(matched.source.read(entry.source)) if entry.source else None,
-        "before": old[0],
-        "after": new[0],
-    }
-
-
-def checksum(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _copies(strategy: tf.distribute.Strategy, variable: ModelVariable) -> list[str]:
-    """The checksum of the variable's value on each replica of this process."""
-    return [checksum(_numpy(copy)) for copy in strategy.experimental_local_results(variable.value)]
-
-
-def _numpy(variable: tf.Variable) -> np.ndarray:
-    return variable.numpy()
 
 
 def _text(shape: Sequence[int], dtype: str) -> str:

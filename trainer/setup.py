@@ -14,10 +14,11 @@ from trainer.calls import Call, Clock, Duration, parse_duration
 from trainer.config import Config
 from trainer.data import Dataset, open_dataset
 from trainer.errors import UserError
+from trainer.gradients import Settings
 from trainer.groups import Group, Phase, Rule
 from trainer.optimizers import GroupOptimizer
 from trainer.state import TrainState
-from trainer.step import Program, Schedule, Settings
+from trainer.step import Program, Schedule
 from trainer.variables import ModelVariable, walk
 
 
