@@ -1,7 +1,7 @@
 r"""The `--init_*` rules: which variables are restored, from which names, and how they are made to fit.
 
 Patterns are regular expressions, `re.fullmatch` on names; of several renames or adaptations the first that
-fits counts. `\\1` in a rename's right side is the first group of its left side.
+fits counts. `\1` in a rename's right side is the first group of its left side.
 """
 
 import re
@@ -80,8 +80,8 @@ def _rename(text: str) -> Rename:
         raise UserError(f"{flag}: write MODEL_REGEX -> SOURCE_NAME, with blanks around the arrow.")
     pattern = _pattern(halves[0], "--init_rename")
     try:
-        # Whether the replacement can be read does not depend on what was matched.
-        re.compile(f"(?:{halves[0]})|").fullmatch("").expand(halves[1])  # type: ignore[union-attr]
+        # Reads the replacement, whether or not anything matches.
+        pattern.sub(halves[1], "")
     except (re.error, IndexError) as error:
         raise UserError(
             f"{flag}: {halves[1]} cannot be filled in: {error}. \\1 is the first group of {halves[0]}."

@@ -48,12 +48,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Matched:
-    """All variables of the model with what they start from, and what is wrong, a line each."""
+    """All variables of the model with what they start from.
+
+    Attributes:
+      problems: what is wrong, a line each.
+      unfit: names of the variables whose weight is there and has a wrong shape or dtype.
+    """
 
     source: Source
     rules: Rules
     entries: tuple[Entry, ...]
     problems: tuple[str, ...]
+    unfit: frozenset[str]
 
     def check(self) -> None:
         """Raises UserError with all problems; for those who do not go on to `load`."""
@@ -67,13 +73,18 @@ class Matched:
 def match(variables: Sequence[ModelVariable], source: Source, rules: Rules) -> Matched:
     """Which weight each variable starts from. Reads no weights and raises nothing: see `problems`."""
     decided = [_decide(v, source, rules) for v in variables]
+    unfit = {
+        entry.variable.name: lines
+        for entry in decided
+        if entry.source in source.specs and (lines := list(_unfit(entry, source, rules)))
+    }
     problems = [
         *_missing(decided, source),
         *_extra(decided, source, rules),
-        *(line for entry in decided if entry.source in source.specs for line in _unfit(entry, source, rules)),
+        *(line for lines in unfit.values() for line in lines),
         *_idle(variables, decided, source, rules),
     ]
-    return Matched(source, rules, tuple(decided), tuple(problems))
+    return Matched(source, rules, tuple(decided), tuple(problems), frozenset(unfit))
 
 
 def load(matched: Matched) -> dict[str, np.ndarray]:
@@ -87,10 +98,13 @@ def load(matched: Matched) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for entry in matched.entries:
         if entry.source in matched.source.specs:
+            name = entry.variable.name
             try:
-                arrays[entry.variable.name] = _value(entry, matched.source)
+                array = _finite(entry, matched.source)
+                if name not in matched.unfit:
+                    arrays[name] = _fitted(entry, array)
             except ValueError as error:
-                problems.append(f" ! {entry.variable.name}: {error}")
+                problems.append(f" ! {name}: {error}")
     _raise(matched.source, problems)
     return arrays
 
@@ -181,7 +195,8 @@ def _idle(
             yield f" ! --init_only={only.pattern}: matches no variable. {near(only.pattern, names)}"
     for skip in rules.skip:
         if not any(skip.fullmatch(name) for name in (*names, *source.specs)):
-            yield f" ! --init_skip={skip.pattern}: matches nothing on either side. {near(skip.pattern, names)}"
+            hint = near(skip.pattern, names)
+            yield f" ! --init_skip={skip.pattern}: matches nothing on either side. {hint}"
     followed = {entry.rule for entry in entries}
     adapted = {entry.adapt.text for entry in entries if entry.adapt}
     for rule, done in [(r, followed) for r in rules.rename] + [(a, adapted) for a in rules.adapt]:
@@ -197,24 +212,26 @@ def _idle(
 # Values
 
 
-def _value(entry: Entry, source: Source) -> np.ndarray:
-    """The checked array for a variable; ValueError says what is wrong with it."""
+def _finite(entry: Entry, source: Source) -> np.ndarray:
+    """The stored array; ValueError where it is damaged or not finite."""
     assert entry.source is not None
-    variable = entry.variable
     array = source.read(entry.source)
-    bad = _not_finite(array)
-    if bad:
+    if bad := _not_finite(array):
         raise ValueError(f"{bad} of {array.size} values in the source are not finite ({entry.source}).")
+    return array
+
+
+def _fitted(entry: Entry, array: np.ndarray) -> np.ndarray:
+    """The array as the variable takes it; ValueError where it cannot."""
+    variable = entry.variable
     if entry.adapt:
         array = entry.adapt.apply(array, variable.value.numpy())
-    if array.shape != variable.shape:
-        raise ValueError("its shape does not fit.")
     wanted = np_dtype(variable.dtype.name)
-    if array.dtype != wanted and variable.dtype.is_floating:
+    if array.dtype != wanted:
         with np.errstate(over="ignore"):
             array = array.astype(wanted)
-        if _not_finite(array):
-            raise ValueError(f"{_not_finite(array)} values are too large for {variable.dtype.name}.")
+        if bad := _not_finite(array):
+            raise ValueError(f"{bad} values are too large for {variable.dtype.name}.")
     return np.ascontiguousarray(array).reshape(variable.shape)
 
 

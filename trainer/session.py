@@ -25,9 +25,8 @@ LOWER_IS_BETTER = ("loss", "error", "perplexity")
 def training_feed(run: Run) -> Feed:
     """Batches of one update's examples, in the order of the run's seed."""
     config, strategy, decode = run.config, run.built.strategy, getattr(run.built.module, "decode", None)
-    way = pipelines.residency(config.data_residency, run.dataset, config.train_split, decode, strategy)
     return pipelines.train_feed(
-        way,
+        run.residency,
         run.dataset,
         config.train_split,
         decode,

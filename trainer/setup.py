@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer import contract, distribution, groups, optimizers, plan, schedules
+from trainer import contract, distribution, groups, optimizers, pipelines, plan, schedules
 from trainer.calls import Call, Clock, Duration, parse_duration
 from trainer.config import Config
 from trainer.data import Dataset, open_dataset
@@ -47,6 +47,8 @@ class Run:
       schedules: by group name, of the step since the group's start.
       phases: of the run.
       metrics: names of the model's metrics.
+      residency: how training batches are drawn, `resident` or `streaming`: their orders differ. Empty
+        where the data are not prepared yet.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Run:
     schedules: Mapping[str, Schedule]
     phases: tuple[Phase, ...]
     metrics: tuple[str, ...]
+    residency: str
 
     @property
     def total(self) -> int:
@@ -77,6 +80,7 @@ class Run:
             "model": config.model,
             "data": self.dataset.full_name,
             "train_split": config.train_split,
+            "order": self.residency,
             "batch_size": config.batch_size * config.accumulate,
             "accumulate": config.accumulate,
             "seed": config.seed,
@@ -148,6 +152,9 @@ def assemble(config: Config, only_plan: bool = False) -> Run:
             schedules.check(rule.schedule, rule.flag)
     _durations(config)
     built = build_model(config)
+    for rule in rules:
+        if rule.optimizer is not None:
+            optimizers.make(rule.optimizer, rule.flag)  # what Keras itself refuses, before data are prepared
     owned = groups.assign(rules, built.variables)
     trained = [v for rule, own in owned if rule.optimizer for v in own]
     if not trained:
@@ -173,9 +180,11 @@ def assemble(config: Config, only_plan: bool = False) -> Run:
     for name in ("log_every", "eval_every", "save_every"):
         duration(config, name, clock)
     made = build_optimizers(config, built, resolved, no_decay)
-    return Run(
-        config, built, dataset, clock, tuple(owned), tuple(made), built_schedules, tuple(phases), metrics
-    )
+    decode = getattr(built.module, "decode", None)
+    way = config.data_residency, dataset, config.train_split, decode, built.strategy
+    residency = pipelines.residency(*way) if dataset.prepared else ""
+    parts = tuple(owned), tuple(made), built_schedules, tuple(phases)
+    return Run(config, built, dataset, clock, *parts, metrics, residency)
 
 
 def check_features(built: Built, dataset: Dataset) -> None:
