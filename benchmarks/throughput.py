@@ -107,6 +107,7 @@ def ours(build: Any, x: np.ndarray, y: np.ndarray, batch: int, count: int, guard
     def run(steps: int) -> None:
         train(feed.chunk(int(state.step.numpy()), steps), tf.constant(steps)).numpy()
 
+    run.train = train  # type: ignore[attr-defined]
     return run
 
 

@@ -136,7 +136,9 @@ def use_precision(precision: str) -> None:
 
 @functools.cache
 def mirrored(count: int = 2) -> tf.distribute.Strategy:
-    """A MirroredStrategy over logical CPUs; one a process, as TensorFlow numbers collectives by strategy."""
+    """A MirroredStrategy over logical CPUs, one of each size a process."""
+    # TensorFlow numbers collectives by strategy from the same start; its own tests keep them apart so, too.
+    tf.distribute.MirroredStrategy._collective_key_base = 100_000 * count
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 

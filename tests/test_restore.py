@@ -253,6 +253,10 @@ def test_extra_weights():
     )
 
 
+def test_rules_that_leave_nothing_to_restore():
+    refused(module(a=np.zeros(1)), memory(a=np.ones(1)), "nothing would be restored", skip=[".*"])
+
+
 def test_first_rename_counts_and_a_shadowed_one_is_refused():
     one, two = np.float32([1]), np.float32([2])
     net = module(a=one * 0)

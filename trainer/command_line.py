@@ -25,6 +25,7 @@ def parse(arguments: Sequence[str]) -> Config:
     for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
         if match := re.fullmatch(r"--?flagfile(=(.*))?", argument):
             check_flagfile(Path(match[2] if match[1] else following).expanduser(), ())
+        _check_undefok(argument, "")
     try:
         rest = values(list(arguments))
     except flags.UnrecognizedFlagError as error:
@@ -100,6 +101,12 @@ def check_flagfile(path: Path, above: tuple[Path, ...]) -> None:
             check_flagfile(Path(match[1].strip()).expanduser(), (*above, path))
 
 
+def _check_undefok(argument: str, where: str) -> None:
+    """Refuses absl's own flag that makes it pass over misspelt ones."""
+    if re.match(r"--?undefok(=|\s|$)", argument):
+        raise UserError(f"{where}{argument}: no flag is passed over here. Remove it.")
+
+
 def _check_line(line: str, where: str) -> None:
     text = line.strip()
     if not text or line.startswith(("#", "//")):
@@ -115,9 +122,11 @@ def _check_line(line: str, where: str) -> None:
             f"{where}: {text!r}: {text[match.start() :].strip()!r} would be part of the value. Put "
             "the comment on a line of its own."
         )
-    if match := re.search(rf"\s--?({'|'.join(_names())})(=|\s|$)", text):
+    _check_undefok(text, f"{where}: ")
+    if match := re.search(rf"\s(?:--(\w+)|-({'|'.join(_names())}))(=|\s|$)", text):
         raise UserError(
-            f"{where}: {text!r}: a second flag, --{match[1]}, on one line. Give it a line of its own."
+            f"{where}: {text!r}: a second flag, --{match[1] or match[2]}, on one line. Give it a line of "
+            "its own."
         )
     value = text.partition("=")[2]
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":

@@ -1,6 +1,6 @@
 """Every flag of the program: name, type, default and help, once. `run.py` makes absl flags of it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from trainer.errors import UserError, near
@@ -13,6 +13,23 @@ MODES = (
     "export",
     "verify_resume",
     "verify_distribution",
+)
+
+# Flags that only these modes heed.
+_MODES_OF = {
+    "plan_out": ("plan",),
+    "export_to": ("export",),
+    "checkpoint": ("evaluate", "export"),
+    "weights": ("evaluate", "export"),
+    "verify_steps": ("verify_resume", "verify_distribution"),
+    "accept_plan_change": ("train",),
+}
+_INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt")
+# Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).
+_OF_NO_USE = (
+    *((name, "init_from", "", "Give --init_from=PATH") for name in (*_INIT_RULES, "init_weights")),
+    ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
+    ("eval_every", "eval_split", "none", "Name an --eval_split"),
 )
 
 
@@ -110,6 +127,7 @@ class Config:
             ("virtual_devices", 0, 64),
             ("verify_steps", 2, 1000),
         )
+        self._check_use()
         for name, least, most in bounds:
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"--{name}={getattr(self, name)}: must lie from {least} to {most}.")
@@ -119,3 +137,34 @@ class Config:
             raise UserError(f"--ema={self.ema}: must lie between 0 and 1, such as 0.999.")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"--layer_decay={self.layer_decay}: must be above 0 and at most 1, such as 0.75.")
+
+    def _check_use(self) -> None:
+        """Refuses a flag that the mode or the other flags leave without effect."""
+        defaults = {f.name: [] if f.default is MISSING else f.default for f in fields(self)}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        for name in given:
+            modes = _MODES_OF.get(name, MODES)
+            if self.mode not in modes:
+                raise UserError(
+                    f"{self._shown(name)}: has no effect with --mode={self.mode}, only with "
+                    f"--mode={' or --mode='.join(modes)}. Remove it."
+                )
+            if self.mode == "inspect" and not self.model and name in _INIT_RULES:
+                raise UserError(
+                    f"{self._shown(name)}: --mode=inspect tries it on a model. Give --model, or remove it."
+                )
+        for name, other, nothing, what_to_do in _OF_NO_USE:
+            if name in given and getattr(self, other) == nothing:
+                lacking = f"with --{other}={nothing}" if nothing else f"without --{other}"
+                raise UserError(f"{self._shown(name)}: has no effect {lacking}. {what_to_do}, or remove it.")
+        if self.precision == "mixed_float16" and self.on_nonfinite == "off":
+            raise UserError(
+                "--on_nonfinite=off: --precision=mixed_float16 must find every overflow to set its loss "
+                "scale. Give --on_nonfinite=skip or halt."
+            )
+
+    def _shown(self, name: str) -> str:
+        """The flag `name` as one writes it; of one that repeats, the first."""
+        value = getattr(self, name)
+        value = value[0] if isinstance(value, list) else value
+        return f"--{name}" if value is True else f"--{name}={value}"

@@ -85,9 +85,7 @@ class Gradients:
 
     def step(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> Half:
         """The gradients of `active` on the batch `drawn`: reduced, unscaled, checked and clipped."""
-        plain = [v for v in _state(self.state.variables) if v.keras is None and self.gated]
-        before = {v.name: v.value.read_value() for v in plain}
-        gradients, sums, updates, stopping = self.reduced(active, feed, drawn)
+        gradients, sums, updates, before, stopping = self.reduced(active, feed, drawn)
         factor = None
         if self.state.scale is not None:
             factor = 1 / self.state.scale.read_value()
@@ -96,7 +94,7 @@ class Gradients:
             norm = tf.sqrt(reduce.square_sum(gradients))
             if factor is not None:
                 norm *= tf.cast(factor, norm.dtype)
-            finite = tf.math.is_finite(norm) & tf.reduce_all(tf.math.is_finite(sums))
+            finite = tf.math.is_finite(norm) & tf.math.is_finite(sums[0])
             if self.settings.clip_norm:
                 limit = tf.constant(self.settings.clip_norm, norm.dtype)
                 shrink = limit / tf.maximum(norm, limit)
@@ -107,13 +105,15 @@ class Gradients:
 
     def reduced(
         self, active: Sequence[ModelVariable], feed: Feed, drawn: Any
-    ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
-        """(gradients, sums, updates, stop) of a step, each the same on every replica."""
+    ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor], tf.Tensor]:
+        """(gradients, sums, updates, before, stop) of a step, each the same on every replica."""
         context = tf.distribute.get_replica_context()
+        plain = [v for v in _state(self.state.variables) if v.keras is None]
+        before = {v.name: v.value.read_value() for v in plain}
         gradients, sums, updates = self._accumulated(active, feed, drawn, context.replica_id_in_sync_group)
         stopping = tf.cast(self.stop, sums.dtype)
         if self.replicas == 1:
-            return gradients, sums, updates, stopping > 0
+            return gradients, sums, updates, before, stopping > 0
         dense = [g for g in gradients if not isinstance(g, tf.IndexedSlices)]
         like = [*dense, sums, stopping]
         packed = context.all_reduce(tf.distribute.ReduceOp.SUM, reduce.pack(like, like[0].dtype))
@@ -125,7 +125,7 @@ class Gradients:
             else next(rest)
             for g in gradients
         ]
-        return gradients, sums, _averaged(context, updates), stopping > 0
+        return gradients, sums, _averaged(context, updates, before), before, stopping > 0
 
     def _accumulated(
         self, active: Sequence[ModelVariable], feed: Feed, drawn: Any, replica: tf.Tensor
@@ -225,11 +225,22 @@ def _seed(key: tf.Tensor, variable: ModelVariable) -> tf.Tensor:
     return tf.bitcast(tf.cast(folded, tf.int32), tf.uint32)
 
 
-def _averaged(context: Any, updates: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Float state becomes its mean over the replicas; other state stays each replica's own."""
+def _averaged(
+    context: Any, updates: dict[str, tf.Tensor], before: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """Float state becomes its mean over the replicas; of other state, counters mostly, the first's counts."""
     floats = [name for name, value in updates.items() if value.dtype.is_floating]
-    if not floats:
-        return updates
-    like = [updates[name] for name in floats]
-    mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, reduce.pack(like, like[0].dtype))
-    return {**updates, **dict(zip(floats, reduce.unpack(mean, like)))}  # noqa: B905
+    others = [name for name in updates if name not in floats]
+    if floats:
+        # A mean of equal values may round; the change of a constant is 0, and so is its mean.
+        like = [updates[name] - before[name] if name in before else updates[name] for name in floats]
+        widest = max((x.dtype for x in like), key=lambda dtype: dtype.size)
+        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, reduce.pack(like, widest))
+        means = dict(zip(floats, reduce.unpack(mean, like)))  # noqa: B905
+        updates = {**updates, **{n: before[n] + x if n in before else x for n, x in means.items()}}
+    if others:
+        like = [updates[name] for name in others]
+        first = tf.cast(context.replica_id_in_sync_group == 0, tf.int64)
+        chosen = context.all_reduce(tf.distribute.ReduceOp.SUM, first * reduce.pack(like, tf.int64))
+        updates = {**updates, **dict(zip(others, reduce.unpack(chosen, like)))}  # noqa: B905
+    return updates

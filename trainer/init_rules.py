@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from trainer import adapt as methods
 from trainer.calls import check_call, parse_call, split_columns
+from trainer.config import Config
 from trainer.errors import UserError, near
 
 _ARROW = re.compile(r"\s+->\s+")
@@ -43,6 +44,15 @@ class Rules:
     rename: tuple[Rename, ...] = ()
     cast: bool = False
     adapt: tuple[Adapt, ...] = ()
+
+
+def of(config: Config) -> Rules:
+    """The `--init_*` rules of a run.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    return parse(config.init_only, config.init_skip, config.init_rename, config.init_cast, config.init_adapt)
 
 
 def parse(

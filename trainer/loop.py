@@ -94,15 +94,19 @@ class Loop:
         self._skipped = int(state.skipped.numpy())
         if self.evaluate_first and self.evaluate:
             result.metrics = self.evaluate()
+            result.stopped = bool(self.program.stop.numpy())
+            if result.metrics:  # beside the checkpoint of this step that has none
+                self.save(step, result.metrics)
         for phase in self.phases:
             if phase.stop <= step or result.stopped:
                 continue
             train = self.program.trainer(phase, self.feed)
             self._pace = 0.0
             while step < phase.stop and not result.stopped:
-                step = self._call(train, phase, step, result)
+                before, step = step, self._call(train, phase, step, result)
                 if self.program.halted.numpy():
-                    self.save(step, {})
+                    if saved != step:
+                        self.save(step, result.metrics if step == before else {})
                     raise UserError(self._diagnosis(phase, step))
                 result.stopped = bool(self.program.stop.numpy())
                 result.metrics = self._visit(step, phase, result)
@@ -184,7 +188,7 @@ class Loop:
         gradients, sums = self.program.gradients(phase, self.feed)(self.feed.chunk(step, 1))
         bad = [name for name, g in gradients.items() if not np.all(np.isfinite(_dense(g)))]
         where = f"the gradients of {listing(bad, 5)}" if bad else "the gradient's norm"
-        loss = "" if np.all(np.isfinite(sums.numpy())) else ", and so is the loss"
+        loss = "" if np.isfinite(sums.numpy()[0]) else ", and so is the loss"
         return (
             f"--on_nonfinite=halt: step {step + 1} is not finite: {where}{loss}. The state before it is "
             "saved. Lower the learning rate or give --clip_norm, or pass over such steps with "

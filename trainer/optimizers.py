@@ -5,6 +5,7 @@ decay, accumulation, averages and loss scale. An optimizer argument for one of t
 (`weight_decay`) or refused with the flag that does it.
 """
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -105,14 +106,21 @@ class GroupOptimizer:
         self._multipliers = multipliers
         self._no_decay = no_decay
 
-    def build(self) -> None:
+    def build(self, only_shapes: bool = False) -> None:
         """Creates the state. Call it inside the strategy's scope.
+
+        Args:
+          only_shapes: for a plan: state that has a size and, where Keras can do without, no values.
 
         Raises:
           UserError: an optimizer that cannot train these variables.
         """
+        # These two make state with values of its own, which Keras refuses to do statelessly.
+        eager = not only_shapes or isinstance(self.keras, keras.optimizers.Adafactor | keras.optimizers.Nadam)
+        scope = contextlib.nullcontext() if eager else keras.StatelessScope(initialize_variables=False)
         try:
-            self.keras.build([v.handle for v in self.group.variables])
+            with scope:
+                self.keras.build([v.handle for v in self.group.variables])
         except AttributeError as error:
             raise UserError(
                 f"{self.group.rule.flag}: {self.keras.name} needs variables of Keras layers, and "
@@ -144,7 +152,7 @@ class GroupOptimizer:
             product.assign(product * self.keras.beta_1 * (1.0 - 0.5 * slow))
 
     def update(self, variable: ModelVariable, value: tf.Variable, gradient: Any, rate: tf.Tensor) -> None:
-        """Moves one variable, inside `strategy.extended.update`: weight decay, then the Keras step.
+        """Moves one variable, inside `strategy.extended.update`: weight decay, the Keras step, constraint.
 
         Args:
           variable: one of the group's.
@@ -157,6 +165,9 @@ class GroupOptimizer:
         if decay:
             value.assign_sub(value * tf.constant(decay, variable.dtype) * rate)
         self.keras.update_step(gradient, value, rate)
+        constraint = getattr(variable.keras, "constraint", None)
+        if constraint is not None:
+            value.assign(constraint(value))
 
     def end(self) -> None:
         """Counts the step. Cross-replica context."""

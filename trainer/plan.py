@@ -20,19 +20,13 @@ from trainer.step import Schedule
 from trainer.variables import ModelVariable
 
 # What a longer run may change, and what only describes it.
-_OF_THE_END = ("total", "phases", "rows", "totals", "rates_at")
+_OF_THE_END = ("total", "phases", "rows", "totals", "rates_at", "rules")
 
 
-def rates(
-    optimizer: GroupOptimizer, schedule: Schedule, variable: ModelVariable, steps: Sequence[int]
-) -> list[float | None]:
-    """The variable's learning rate at each of `steps`; None where it does not train."""
-    group = optimizer.group
-    factor = optimizer.multiplier(variable)
+def rates(group: Group, schedule: Schedule, steps: Sequence[int]) -> list[float | None]:
+    """The group's learning rate at each of `steps`; None where it does not train."""
     return [
-        float(schedule(tf.constant(s - group.start, tf.int64))) * factor
-        if group.start <= s < group.stop
-        else None
+        float(schedule(tf.constant(s - group.start, tf.int64))) if group.start <= s < group.stop else None
         for s in steps
     ]
 
@@ -56,13 +50,15 @@ def make(
       optimizers: built.
       group_schedules: by group name.
       phases: of the run.
-      rule_of: by variable name, the rule that decided.
+      rule_of: by variable name, the rule that decided; in the order of the rules.
       start_of: by variable name, where its start value comes from.
     """
     total = clock.total or 0
     steps = _steps_shown(phases, total)
     sizes = state_bytes(optimizers)
     owner = {v.name: o for o in optimizers for v in o.group.variables}
+    groups = {g.name: g for phase in phases for g in phase.active}
+    shown = {name: rates(group, group_schedules[name], steps) for name, group in groups.items()}
     rows = []
     for v in variables:
         optimizer = owner.get(v.name)
@@ -76,7 +72,7 @@ def make(
                 "optimizer": optimizer.group.rule.optimizer.text if optimizer else None,
                 "from": optimizer.group.start if optimizer else None,
                 "until": optimizer.group.stop if optimizer else None,
-                "rates": rates(optimizer, group_schedules[optimizer.group.name], v, steps)
+                "rates": [r and r * optimizer.multiplier(v) for r in shown[optimizer.group.name]]
                 if optimizer
                 else None,
                 "weight_decay": optimizer.weight_decay(v) if optimizer else None,
@@ -85,7 +81,6 @@ def make(
                 "rule": rule_of.get(v.name),
             }
         )
-    groups = {g.name: g for phase in phases for g in phase.active}
     return {
         **settings,
         "examples": clock.examples,
@@ -93,6 +88,7 @@ def make(
         "groups": {name: _group(group, total) for name, group in groups.items()},
         "phases": [[p.start, p.stop, [g.name for g in p.active]] for p in phases],
         "rates_at": steps,
+        "rules": list(dict.fromkeys(rule_of.values())),
         "rows": rows,
         "totals": _totals(rows),
     }
@@ -104,6 +100,8 @@ def _group(group: Group, total: int) -> dict[str, Any]:
         "schedule": group.rule.schedule,
         "start": group.start,
         "stop": group.stop if group.rule.until else None,
+        "from": str(group.rule.start or ""),
+        "until": str(group.rule.until or ""),
         "variables": [v.name for v in group.variables],
     }
 
@@ -127,33 +125,56 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return totals
 
 
-def table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(column titles, one row of cells per variable) for a terminal."""
-    shown = plan["rates_at"]
-    if len(shown) > 5:
-        shown = [shown[0], *shown[1:-1][:: max(1, len(shown) // 4)], shown[-1]]
-    at = [plan["rates_at"].index(s) for s in shown]
-    columns = ["variable", "shape", "group", "optimizer", *(f"rate@{s}" for s in shown)]
-    columns += ["trains", "decay", "state", "start value", "rule"]
-    cells = []
-    for row in plan["rows"]:
-        trains = f"{row['from']}..{row['until']}" if row["optimizer"] else "-"
-        listed = [_rate(row["rates"][i]) for i in at] if row["optimizer"] else ["-"] * len(at)
-        cells.append(
-            [
-                row["name"],
-                "x".join(map(str, row["shape"])) or "scalar",
-                row["group"],
-                row["optimizer"] or "-",
-                *listed,
-                trains,
-                f"{row['weight_decay']:g}" if row["weight_decay"] else "-",
-                f"{row['state_bytes']:,} B",
-                row["start"],
-                row["rule"] or "-",
-            ]
-        )
-    return columns, cells
+def table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """(column titles, a row of cells per variable, sentences below) for a terminal of 80 to 100 columns.
+
+    `trained by` is number of the rule, group, optimizer; `@N` is the learning rate at step N, `wd` the
+    weight decay, `state` bytes of the optimizer. The rules stand below, and so does what all rows share.
+    """
+    rows, at = plan["rows"], _columns_at(plan)
+    number = {rule: str(i) for i, rule in enumerate(plan["rules"], 1)}
+    cells = {
+        "variable": [row["name"] for row in rows],
+        "shape": ["x".join(map(str, row["shape"])) or "scalar" for row in rows],
+        "trained by": [_trained_by(row, number) for row in rows],
+        **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in at},
+        "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
+        "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
+        "state": [_size(row["state_bytes"]) for row in rows],
+        "start value": [row["start"] for row in rows],
+    }
+    below = [f"rule {i}: {rule}" for rule, i in number.items()]
+    for column, sentence in (
+        ("trains", "Every trained variable trains in steps {}."),
+        ("wd", "Every trained variable has weight decay {}."),
+        ("start value", "Every start value comes from: {}."),
+    ):
+        values = set(cells[column]) - ({"-"} if column != "start value" else set())
+        if len(values) == 1:
+            del cells[column]
+            below.append(sentence.format(values.pop()))
+    return list(cells), [list(row) for row in zip(*cells.values(), strict=True)], below
+
+
+def _columns_at(plan: Mapping[str, Any]) -> list[int]:
+    """Of `rates_at` those to show: first, last, and in between two phases, else a quarter."""
+    steps = plan["rates_at"]
+    edges = [steps.index(start) for start, _, _ in plan["phases"][1:] if start in steps]
+    return sorted({0, *(edges[:2] or [min(1, len(steps) - 1)]), len(steps) - 1})
+
+
+def _trained_by(row: Mapping[str, Any], number: Mapping[str, str]) -> str:
+    optimizer = (row["optimizer"] or "").partition("(")[0]
+    return " ".join(filter(None, (number.get(row["rule"]), row["group"], optimizer)))
+
+
+def _size(count: float) -> str:
+    """Bytes in at most five characters."""
+    for unit in ("", "k", "M", "G"):
+        if count < 999.5:
+            break
+        count /= 1000
+    return f"{count:.3g}{unit}"
 
 
 def totals_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -171,8 +192,17 @@ def totals_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["group", "variables", "parameters", "of the model", "optimizer state"], cells
 
 
-def _rate(rate: float | None) -> str:
-    return "frozen" if rate is None else f"{rate:.3g}"
+def _rate(row: Mapping[str, Any], index: int) -> str:
+    if not row["optimizer"]:
+        return "-"
+    rate = row["rates"][index]
+    return "frozen" if rate is None else _short(rate)
+
+
+def _short(value: float) -> str:
+    """Three digits, in the shorter of the two notations."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return min(f"{value:.3g}", f"{float(mantissa):g}e{int(exponent)}", key=len)
 
 
 def digest(plan: Mapping[str, Any]) -> str:
@@ -183,7 +213,8 @@ def digest(plan: Mapping[str, Any]) -> str:
 def _identity(plan: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {k: v for k, v in plan.items() if k not in _OF_THE_END and k != "groups"}
     for name, group in plan["groups"].items():
-        flat |= {f"group {name}: {key}": value for key, value in group.items()}
+        # Steps follow from the durations; of those that lie ahead a longer run may make others.
+        flat |= {f"group {name}: {k}": value for k, value in group.items() if k not in ("start", "stop")}
     for row in plan["rows"]:
         flat[f"variable {row['name']}"] = f"{row['shape']} {row['dtype']} in {row['group']}"
     return flat
@@ -200,40 +231,51 @@ def differences(saved: Mapping[str, Any], plan: Mapping[str, Any], done: int) ->
         if key not in after or key not in before or before[key] != after[key]:
             lines += [f" - {key}: {before[key]}"] if key in before else []
             lines += [f" + {key}: {after[key]}"] if key in after else []
-    if not lines:
-        lines = [line for name in plan["groups"] for line in _past_rates(name, saved, plan, done)]
+    if not lines and saved["total"] != plan["total"]:
+        lines = [line for name in plan["groups"] for line in _past(name, saved, plan, done)]
     return lines
 
 
-def _past_rates(name: str, saved: Mapping[str, Any], plan: Mapping[str, Any], done: int) -> list[str]:
-    if saved["total"] == plan["total"]:
-        return []
-    start = plan["groups"][name]["start"]
-    before, after = _rates_to(name, saved, done), _rates_to(name, plan, done)
-    if len(before) != len(after):
+def _past(name: str, saved: Mapping[str, Any], plan: Mapping[str, Any], done: int) -> list[str]:
+    """What another `total` would change in the steps of a group that are done."""
+    before, after = _trained(name, saved, done), _trained(name, plan, done)
+    if before != after:
         return [
-            f" - group {name}: trained {len(before)} steps up to {done}",
-            f" + group {name}: {len(after)}",
+            f" - group {name}: trained from step {before.start} up to step {before.stop}",
+            f" + group {name}: trained from step {after.start} up to step {after.stop} "
+            "(it depends on --train_for)",
         ]
-    changed = np.flatnonzero(before != after)
+    rates, others = _rates_in(name, saved, before), _rates_in(name, plan, after)
+    changed = np.flatnonzero(rates != others)
     if not changed.size:
         return []
-    at = int(changed[0])
+    first = int(changed[0])
+    at = before.start + int(_sampled(before)[first])
     return [
-        f" - group {name}: learning rate at step {start + at}: {before[at]:.9g}",
-        f" + group {name}: learning rate at step {start + at}: {after[at]:.9g} (it depends on --train_for)",
+        f" - group {name}: learning rate at step {at}: {rates[first]:.9g}",
+        f" + group {name}: learning rate at step {at}: {others[first]:.9g} (it depends on --train_for)",
     ]
 
 
-def _rates_to(name: str, plan: Mapping[str, Any], done: int, most: int = 10_000) -> np.ndarray:
-    """The group's rates at its steps before `done`; at `most` of them, evenly spread, of a long run."""
+def _trained(name: str, plan: Mapping[str, Any], done: int) -> range:
+    """The steps before `done` at which the group trains; empty ones are all equal."""
     group = plan["groups"][name]
-    stop = group["stop"] or plan["total"]
+    stop = plan["total"] if group["stop"] is None else group["stop"]
+    return range(group["start"], max(group["start"], min(stop, done)))
+
+
+def _sampled(steps: range, most: int = 10_000) -> np.ndarray:
+    """Steps since the group's start: all, or `most` of them evenly spread."""
+    return np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most)).astype(np.int64))
+
+
+def _rates_in(name: str, plan: Mapping[str, Any], steps: range) -> np.ndarray:
+    """The group's rates at the sampled ones of `steps`."""
+    group = plan["groups"][name]
+    stop = plan["total"] if group["stop"] is None else group["stop"]
     clock = Clock(plan["examples"], plan["batch_size"], plan["total"])
     flag = f"--group (name={name})"
     schedule = schedules.build(schedules.check(group["schedule"], flag), clock, stop - group["start"], flag)
-    count = max(0, min(stop, done) - group["start"])
-    steps = np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else []
-    return tf.map_fn(
-        schedule, tf.constant(steps, tf.int64), fn_output_signature=schedule(tf.constant(0, tf.int64)).dtype
-    ).numpy()
+    dtype = schedule(tf.constant(0, tf.int64)).dtype
+    compute = tf.function(lambda at: tf.map_fn(schedule, at, fn_output_signature=dtype))
+    return compute(tf.constant(_sampled(steps))).numpy() if steps else np.array([])

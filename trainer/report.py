@@ -83,7 +83,10 @@ class Reporter:
         if not self._terminal:
             self._say("\n".join([title, *_aligned([list(columns), *cells])]))
             return
-        table = Table(title=Text(_clean(title)), title_justify="left")
+        # Blanks part the columns, not lines: a plan is to fit into a terminal.
+        table = Table(
+            title=Text(_clean(title)), title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+        )
         for column in columns:
             table.add_column(Text(column), overflow="fold")
         for row in cells:
@@ -142,9 +145,10 @@ class Reporter:
         where = self._place(record["step"])
         self._say(f"{where}  evaluation{examples}{weights}: {_values(shown)}", "bold")
 
-    def trim(self, step: int) -> int:
+    def trim(self, step: int, evaluated: bool = True) -> int:
         """Takes back what was logged after `step`, where a run starts; returns the lines dropped.
 
+        Where `step` itself is still to be evaluated, `evaluated` is false, and its evaluations go too.
         `metrics.jsonl` is written anew aside and renamed; a line that a kill has torn goes too. TensorBoard's
         files are not touched: an event in the next one tells it to drop what is later than `step`.
         """
@@ -157,7 +161,7 @@ class Reporter:
             if not os.path.lexists(path):
                 return 0
             lines = path.read_bytes().splitlines() if path.is_file() else []
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [x for x in lines if _step_of(x) < step + (evaluated or not _is_evaluation(x))]
             with open(aside, "xb") as file:
                 file.writelines(line + b"\n" for line in kept)
                 file.flush()
@@ -282,6 +286,11 @@ def _step_of(line: bytes) -> float:
     except (ValueError, LookupError, TypeError, RecursionError):
         return math.inf
     return step if type(step) is int else math.inf
+
+
+def _is_evaluation(line: bytes) -> bool:
+    """Whether a line of metrics.jsonl that has a step is the result of an evaluation."""
+    return _step_of(line) < math.inf and json.loads(line).get("kind") == "eval"
 
 
 def _values(values: Mapping[str, Any]) -> str:

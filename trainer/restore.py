@@ -188,7 +188,9 @@ def _unfit(entry: Entry, source: Source, rules: Rules) -> Iterator[str]:
 def _idle(
     variables: Sequence[ModelVariable], entries: Sequence[Entry], source: Source, rules: Rules
 ) -> Iterator[str]:
-    """Rules that do nothing, each with its reason."""
+    """Rules that do nothing, each with its reason; and rules that together leave nothing to do."""
+    if not any(entry.source for entry in entries):
+        yield " ! the --init_* rules leave every variable of the model alone: nothing would be restored."
     names = [name for v in variables if not v.random for name in _names(v)]
     for only in rules.only:
         if not any(only.fullmatch(name) for name in names):

@@ -1,8 +1,7 @@
-"""A run with its data, its checkpoints and its evaluation: what the modes that train or evaluate share."""
+"""A run with its data and its checkpoints: what the modes that train share."""
 
-import contextlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import checkpoint, distribution, manifest, pipelines, plan, setup
-from trainer.errors import UserError, listing
+from trainer import checkpoint, distribution, manifest, pipelines, plan, receipt, restore, setup
+from trainer.config import Config
 from trainer.feeds import Feed
-from trainer.loop import evaluate
 from trainer.manifest import Entry
 from trainer.report import Reporter
-from trainer.setup import Run
+from trainer.setup import Built, Run
 from trainer.step import Program
 
 LOWER_IS_BETTER = ("loss", "error", "perplexity")
@@ -38,55 +36,35 @@ def training_feed(run: Run) -> Feed:
     )
 
 
-def evaluation_feed(run: Run) -> Feed | None:
-    """Every example of the evaluation split once; None with `--eval_split=none`."""
-    config, strategy, decode = run.config, run.built.strategy, getattr(run.built.module, "decode", None)
-    if config.eval_split == "none":
-        return None
-    way = pipelines.residency(config.data_residency, run.dataset, config.eval_split, decode, strategy)
-    workers = distribution.worker(strategy)
-    batch = config.batch_size
-    return pipelines.eval_feed(way, run.dataset, config.eval_split, decode, strategy, batch, workers)
+def initialise(config: Config, built: Built, reporter: Reporter, workdir: Path | None) -> dict[str, str]:
+    """Restores the model from `--init_from` by its rules; `{variable: where its start value comes from}`.
 
+    The receipt is shown, and written into `workdir` where there is one.
 
-def evaluator(
-    run: Run, program: Program, reporter: Reporter, weights: tuple[str, ...]
-) -> Callable[[], dict[str, float]] | None:
-    """A function that evaluates the weights as they stand and reports the result.
-
-    Args:
-      weights: `raw`, `ema` or both, in the order to evaluate them in; the last one's metrics are
-        what the function returns.
+    Raises:
+      UserError: all that does not fit, in one message; nothing has been assigned.
     """
-    feed = evaluation_feed(run)
-    if feed is None:
-        return None
-    function = program.evaluator(feed)
-
-    def one(kind: str) -> dict[str, float]:
-        with averaged(program) if kind == "ema" else contextlib.nullcontext():
-            values = evaluate(program, function, feed)
-        if values:
-            step = int(program.state.step.numpy())
-            reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **values})
-        return values
-
-    def all_kinds() -> dict[str, float]:
-        results = [one(kind) for kind in weights]
-        return results[-1] if all(results) else {}
-
-    return all_kinds
+    matched = setup.match_source(config, built)
+    lines = receipt.assign(built.strategy, matched, restore.load(matched))
+    columns, rows = receipt.describe(lines)
+    source = matched.source
+    reporter.table(f"Restored from {source.path} ({source.kind})", columns, rows)
+    if workdir:
+        receipt.write(lines, matched, workdir)
+    return matched.starts()
 
 
-@contextlib.contextmanager
-def averaged(program: Program) -> Any:
-    """The averages of the weights in the place of the weights, for as long as the context lasts."""
-    swap = tf.function(lambda: program.state.swap_averages(program.strategy))
-    swap()
-    try:
-        yield
-    finally:
-        swap()
+def newest(directory: Path, reporter: Reporter, holds_lock: bool) -> Entry | None:
+    """The checkpoint to go on from, if any; who holds the lock also clears away what a kill left.
+
+    Raises:
+      UserError: there are checkpoints and none is whole, or the directory cannot be used.
+    """
+    notes = checkpoint.clean(directory) if holds_lock else []
+    entry, warnings = checkpoint.newest(directory, set_aside=holds_lock)
+    for sentence in [*notes, *warnings]:
+        reporter.warn(sentence)
+    return entry
 
 
 @dataclass
@@ -120,6 +98,7 @@ class Checkpoints:
             "plan_hash": plan.digest(self.plan),
             "metrics": dict(metrics),
             "finished": step == total,
+            "flags": given(config),
             "data": self.run.dataset.full_name,
             "replicas": self.program.replicas,
             "versions": {
@@ -135,10 +114,6 @@ class Checkpoints:
             protect = {best.step} if best else set()
         for note in checkpoint.prune(self.directory, config.keep, protect):
             self.reporter.warn(note)
-
-    def restore(self, entry: Entry, only: set[str] | None = None) -> None:
-        """Loads `entry` into the state, all of it or the names in `only`."""
-        checkpoint.load(entry, self.program.state.named(), only)
 
 
 def unshared(state: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
@@ -159,47 +134,9 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric for word in LOWER_IS_BETTER)
 
 
-def resumed(run: Run, entry: Entry, accept: bool) -> tuple[Run, list[str]]:
-    """The run that goes on from `entry`, and what changed with `--accept_plan_change`.
-
-    Raises:
-      UserError: the plan differs and that is not accepted; the message has the diff.
-    """
-    now = run.plan()
-    changed = plan.differences(entry.meta["plan"], now, entry.step)
-    if not changed:
-        return run, []
-    if not accept:
-        raise UserError(
-            f"--workdir: {entry.path} was saved by a run of another plan ( - as saved, + as now):\n"
-            + "\n".join(changed)
-            + "\nGo back to the flags it was started with (flags.txt in the workdir), name another "
-            "--workdir, or give --accept_plan_change to go on with the new plan."
-        )
-    prefix, suffix = "optimizer/", "/iterations"
-    names = [n for n in entry.variables if n.startswith(prefix) and n.endswith(suffix)]
-    counts = {
-        name.removeprefix(prefix).removesuffix(suffix): int(value)
-        for name, value in checkpoint.read(entry, names).items()
-    }
-    return setup.cohorts(run, counts), changed
-
-
-def load_what_fits(entry: Entry, program: Program) -> list[str]:
-    """After an accepted change of plan: loads what the checkpoint has; names what starts fresh."""
-    state = program.state.named()
-    other = checkpoint.compare(entry, state)
-    fresh = sorted({*other.missing, *other.changed})
-    checkpoint.load(entry, state, {name for name in state if name not in fresh})
-    for v in program.state.variables:
-        if f"ema/{v.name}" in fresh:
-            program.state.averages[v.name].assign(v.value.read_value())
-    return fresh
-
-
-def describe_fresh(fresh: list[str]) -> str:
-    """A sentence on what an accepted change of plan starts anew."""
-    return f"Not in the checkpoint, so it starts fresh: {listing(fresh, 100)}." if fresh else ""
+def given(config: Config) -> dict[str, Any]:
+    """`{flag: value}` of the flags that differ from their defaults."""
+    return {name: value for name, value in vars(config).items() if value != getattr(Config(), name)}
 
 
 def chief(run: Run) -> bool:

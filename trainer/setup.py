@@ -9,17 +9,32 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer import contract, distribution, groups, optimizers, pipelines, plan, schedules
+from trainer import (
+    contract,
+    distribution,
+    groups,
+    init_rules,
+    optimizers,
+    pipelines,
+    plan,
+    restore,
+    schedules,
+)
 from trainer.calls import Call, Clock, Duration, parse_duration
 from trainer.config import Config
 from trainer.data import Dataset, open_dataset
 from trainer.errors import UserError
 from trainer.gradients import Settings
 from trainer.groups import Group, Phase, Rule
+from trainer.loop import Events
 from trainer.optimizers import GroupOptimizer
+from trainer.readers import open_source
+from trainer.restore import Matched
 from trainer.state import TrainState
 from trainer.step import Program, Schedule
 from trainer.variables import ModelVariable, walk
+
+Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +64,7 @@ class Run:
       metrics: names of the model's metrics.
       residency: how training batches are drawn, `resident` or `streaming`: their orders differ. Empty
         where the data are not prepared yet.
+      starts: by variable name, the weight of `--init_from` that it starts from.
     """
 
     config: Config
@@ -61,6 +77,7 @@ class Run:
     phases: tuple[Phase, ...]
     metrics: tuple[str, ...]
     residency: str
+    starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -68,9 +85,11 @@ class Run:
         assert self.clock.total is not None
         return self.clock.total
 
-    def every(self, name: str) -> int:
-        """Steps between two events of the flag `name`; at least 1."""
-        return duration(self.config, name, self.clock)
+    @property
+    def events(self) -> Events:
+        """At which steps the run logs, evaluates and saves."""
+        log, evaluate, save = (duration(self.config, f"{x}_every", self.clock) for x in ("log", "eval", "save"))
+        return Events(log, evaluate, save, self.total)
 
     def plan(self, start_of: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The plan; `start_of` says by variable name where start values come from."""
@@ -102,21 +121,34 @@ class Run:
         )
 
 
-def build_model(config: Config) -> Built:
-    """Devices, strategy, seeds and the model, in the strategy's scope.
+def engine(config: Config) -> Engine:
+    """Devices and strategy.
 
     Raises:
-      UserError: devices that are not there, or a model that cannot be built or named.
+      UserError: devices that are not there, or a batch that they cannot share.
     """
-    module, call = contract.load(config.model)
     distribution.prepare(config.virtual_devices)
-    strategy, engine = distribution.strategy_for(
+    return distribution.strategy_for(
         config.strategy,
         config.devices,
         config.batch_size,
         config.communication,
         config.virtual_devices,
     )
+
+
+def build_model(config: Config, on: Engine | None = None) -> Built:
+    """Devices, strategy, seeds and the model, in the strategy's scope.
+
+    Args:
+      config: the flags.
+      on: a strategy that is there already, instead of one of its own.
+
+    Raises:
+      UserError: devices that are not there, or a model that cannot be built or named.
+    """
+    module, call = contract.load(config.model)
+    strategy, sentence = on or engine(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
@@ -130,28 +162,31 @@ def build_model(config: Config) -> Built:
         model = contract.build(module, call)
     variables = tuple(walk(model))
     contract.check_precision(model, variables, config.precision)
-    return Built(module, call, model, variables, strategy, engine)
+    return Built(module, call, model, variables, strategy, sentence)
 
 
-def assemble(config: Config, only_plan: bool = False) -> Run:
+def assemble(
+    config: Config, only_plan: bool = False, on: Engine | None = None, resumes: bool = False
+) -> Run:
     """Everything of a run up to where data is read.
 
     Args:
       config: the flags.
       only_plan: count examples from metadata, prepare no data set.
+      on: as for `build_model`.
+      resumes: the run has a checkpoint of its own, so that `--init_from` is not used.
 
     Raises:
-      UserError: the first refusal, in this order: flags, model, groups, data, schedules.
+      UserError: the first refusal, in this order: flags, model, groups, source, data, schedules.
     """
-    if not config.dataset:
-        raise UserError("--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits.")
+    check_dataset(config)
     rules = groups.parse_rules(config.group)
     for rule in rules:
         if rule.optimizer is not None and rule.schedule is not None:
             optimizers.check(rule.optimizer, rule.flag)
             schedules.check(rule.schedule, rule.flag)
     _durations(config)
-    built = build_model(config)
+    built = build_model(config, on)
     for rule in rules:
         if rule.optimizer is not None:
             optimizers.make(rule.optimizer, rule.flag)  # what Keras itself refuses, before data are prepared
@@ -160,31 +195,63 @@ def assemble(config: Config, only_plan: bool = False) -> Run:
     if not trained:
         raise UserError("--group: every rule says frozen, so there is nothing to train.")
     no_decay = groups.select(config.no_decay, trained, "--no_decay")
-    dataset = open_dataset(config.dataset, config.data_dir, config.manual_dir, config.fallback_dataset)
-    check_features(built, dataset)
-    replica_batch = config.batch_size // built.strategy.num_replicas_in_sync
-    metrics = contract.check_loss(
-        built.module,
-        built.model,
-        built.variables,
-        frozenset(v.name for v in trained),
-        dataset.element_spec(getattr(built.module, "decode", None)),
-        replica_batch,
-        built.strategy,
-    )
+    matched = None if resumes or not config.init_from else match_source(config, built)
+    dataset, metrics = open_data(config, built, frozenset(v.name for v in trained))
     check_keep_best(config, metrics)
     clock = run_clock(config, dataset, only_plan)
     resolved = groups.resolve(owned, clock, clock.total or 0)
     phases = groups.phases(resolved, clock.total or 0)
     built_schedules = {g.name: _schedule(g, clock) for g in resolved}
-    for name in ("log_every", "eval_every", "save_every"):
-        duration(config, name, clock)
-    made = build_optimizers(config, built, resolved, no_decay)
+    if not only_plan or clock.examples is not None:
+        for name in ("log_every", "eval_every", "save_every"):
+            duration(config, name, clock)
+    made = build_optimizers(config, built, resolved, no_decay, only_shapes=only_plan)
+    if not only_plan:
+        dataset.prepare()
     decode = getattr(built.module, "decode", None)
     way = config.data_residency, dataset, config.train_split, decode, built.strategy
     residency = pipelines.residency(*way) if dataset.prepared else ""
     parts = tuple(owned), tuple(made), built_schedules, tuple(phases)
-    return Run(config, built, dataset, clock, *parts, metrics, residency)
+    starts = matched.starts() if matched else {}
+    return Run(config, built, dataset, clock, *parts, metrics, residency, starts)
+
+
+def match_source(config: Config, built: Built) -> Matched:
+    """Which weights of `--init_from` the variables start from. Reads none of them.
+
+    Raises:
+      UserError: all that does not fit, in one message.
+    """
+    source = open_source(config.init_from, config.init_weights)
+    matched = restore.match(built.variables, source, init_rules.of(config))
+    matched.check()
+    return matched
+
+
+def check_dataset(config: Config) -> None:
+    """Refuses flags that name no data set, before anything is built."""
+    if not config.dataset:
+        raise UserError("--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits.")
+
+
+def open_data(config: Config, built: Built, trained: frozenset[str]) -> tuple[Dataset, tuple[str, ...]]:
+    """The data set, not prepared, and the names of the metrics that the model's loss yields on it.
+
+    Raises:
+      UserError: data that cannot be had, or that do not go with the model.
+    """
+    dataset = open_dataset(config.dataset, config.data_dir, config.manual_dir, config.fallback_dataset)
+    check_features(built, dataset)
+    metrics = contract.check_loss(
+        built.module,
+        built.model,
+        built.variables,
+        trained,
+        dataset.element_spec(getattr(built.module, "decode", None)),
+        config.batch_size // built.strategy.num_replicas_in_sync,
+        built.strategy,
+    )
+    return dataset, metrics
 
 
 def check_features(built: Built, dataset: Dataset) -> None:
@@ -208,13 +275,11 @@ def check_keep_best(config: Config, metrics: Sequence[str]) -> None:
             f"--keep_best={config.keep_best}: the model has no such metric. It has: "
             f"{', '.join(('loss', *metrics))}."
         )
-    if config.keep_best and config.eval_split == "none":
-        raise UserError(f"--keep_best={config.keep_best}: needs an --eval_split to find the best by.")
 
 
 def run_clock(config: Config, dataset: Dataset, only_plan: bool) -> Clock:
-    """Examples per epoch and steps of the run; prepares the data set unless `only_plan`."""
-    if not only_plan:
+    """Examples per epoch and steps of the run; prepares a data set of unknown size unless `only_plan`."""
+    if not only_plan and dataset.size(config.train_split, "--train_split") is None:
         dataset.prepare()
     examples = dataset.size(config.train_split, "--train_split")
     if config.eval_split != "none":
@@ -257,16 +322,16 @@ def cohorts(run: Run, counts: Mapping[str, int]) -> Run:
     Args:
       counts: updates so far by variable name; 0 for what is not named.
     """
-    groups_of = dict.fromkeys(g for phase in run.phases for g in phase.active)
+    resolved = {group.name: group for phase in run.phases for group in phase.active}.values()
     parts = []
-    for group in groups_of:
+    for group in resolved:
         by_count: dict[int, list[ModelVariable]] = {}
         for v in group.variables:
             by_count.setdefault(counts.get(v.name, 0), []).append(v)
         parts += [dataclasses.replace(group, variables=tuple(own)) for own in by_count.values()]
-    if len(parts) == len(groups_of):
+    if len(parts) == len(resolved):
         return run
-    trained = [v for group in groups_of for v in group.variables]
+    trained = [v for group in resolved for v in group.variables]
     no_decay = groups.select(run.config.no_decay, trained, "--no_decay")
     return dataclasses.replace(
         run, optimizers=tuple(build_optimizers(run.config, run.built, parts, no_decay))
@@ -280,9 +345,13 @@ def _schedule(group: Group, clock: Clock) -> Schedule:
 
 
 def build_optimizers(
-    config: Config, built: Built, resolved: Sequence[Group], no_decay: frozenset[str]
+    config: Config,
+    built: Built,
+    resolved: Sequence[Group],
+    no_decay: frozenset[str],
+    only_shapes: bool = False,
 ) -> list[GroupOptimizer]:
-    """One built Keras optimizer per group.
+    """One built Keras optimizer per group; `only_shapes` as `GroupOptimizer.build` has it.
 
     Raises:
       UserError: an optimizer that refuses its arguments or variables, or a `--no_decay` that no
@@ -298,7 +367,7 @@ def build_optimizers(
         with built.strategy.scope():
             own = optimizers.make(group.rule.optimizer, group.rule.flag)
             made.append(GroupOptimizer(group, own, multipliers, no_decay))
-            made[-1].build()
+            made[-1].build(only_shapes)
     if no_decay and not any(o.keras.weight_decay for o in made):
         raise UserError(
             f"--no_decay={config.no_decay[0]}: no group's optimizer has a weight decay to keep off. "

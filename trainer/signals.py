@@ -11,15 +11,22 @@ EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 class Stop:
-    """Which signal asked the run to stop; `status` is None until one did."""
+    """What a signal does.
+
+    Attributes:
+      status: the exit status of the first signal that asked the run to stop; None until one did.
+      request: called at the first signal, in a thread of its own. While it is None there is
+        nothing to save, and a signal exits at once.
+    """
 
     def __init__(self) -> None:
         self.status: int | None = None
+        self.request: Callable[[], object] | None = None
 
 
 @contextlib.contextmanager
-def stopping(request: Callable[[], None]) -> Iterator[Stop]:
-    """Calls `request` from a thread of its own at the first SIGTERM or SIGINT; a second one exits at once.
+def stopping() -> Iterator[Stop]:
+    """At the first SIGTERM or SIGINT calls `request` of what it yields; a second one exits at once.
 
     Must be entered in the main thread. The interpreter writes each signal's number to a socket at
     once, from C, whatever the main thread is doing; the thread that reads it is what acts.
@@ -35,10 +42,11 @@ def stopping(request: Callable[[], None]) -> Iterator[Stop]:
             for number in data:
                 if number not in EXIT:
                     continue
-                if stop.status is not None:
-                    os._exit(EXIT[signal.Signals(number)])
-                stop.status = EXIT[signal.Signals(number)]
-                request()
+                status = EXIT[signal.Signals(number)]
+                if stop.status is not None or stop.request is None:
+                    os._exit(status)
+                stop.status = status
+                stop.request()
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()

@@ -118,7 +118,8 @@ class Program:
         @tf.function(input_signature=[feed.spec])
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
             drawn = feed.draw(chunk, tf.constant(0))
-            run = self.strategy.run(lambda d: self.half.reduced(active, feed, d)[:2], args=(drawn,))
+            run = self.strategy.run(lambda d: self.half.reduced(active, feed, d)[:4], args=(drawn,))
+            self._assign(run[3])
             local = self.strategy.experimental_local_results
             return {v.name: local(g)[0] for v, g in zip(active, run[0])}, local(run[1])[0]  # noqa: B905
 
@@ -158,8 +159,9 @@ class Program:
         update(state.sums, _add, args=(half.sums,), group=False)
         state.step.assign_add(1)
         if state.scale is not None:
+            more = state.scale * 2
             grow = state.good + 1 >= LOSS_SCALE_GROWTH
-            state.scale.assign(tf.where(grow, state.scale * 2, state.scale))
+            state.scale.assign(tf.where(grow & tf.math.is_finite(more), more, state.scale))
             state.good.assign(tf.where(grow, tf.zeros([], tf.int64), state.good + 1))
 
     def _skip(self, half: Half) -> None:

@@ -21,7 +21,7 @@ def run(config: Config) -> int:
     """
     if not config.init_from:
         raise UserError("--mode=inspect: names no file. Add --init_from=PATH.")
-    rules = rules_of(config)
+    rules = init_rules.of(config)
     source = open_source(config.init_from, config.init_weights)
     reporter = Reporter(None, 0, 1)
     title = f"{source.path}: {source.kind}"
@@ -34,17 +34,6 @@ def run(config: Config) -> int:
         _fit(config, source, rules, reporter)
     reporter.close()
     return 0
-
-
-def rules_of(config: Config) -> init_rules.Rules:
-    """The `--init_*` rules of a run.
-
-    Raises:
-      UserError: one that cannot be read.
-    """
-    return init_rules.parse(
-        config.init_only, config.init_skip, config.init_rename, config.init_cast, config.init_adapt
-    )
 
 
 def _rows(source: Source) -> Iterator[tuple[Any, ...]]:
@@ -70,9 +59,12 @@ def _fit(config: Config, source: Source, rules: init_rules.Rules, reporter: Repo
     from trainer.setup import build_model
 
     variables = build_model(config).variables
-    problems = restore.match(variables, source, rules).problems
-    if not problems:
-        reporter.note(f"It fits --model={config.model} under the --init_* rules as they are given.")
+    matched = restore.match(variables, source, rules)
+    if not matched.problems:
+        reporter.note(
+            f"It fits --model={config.model} under the --init_* rules as they are given: "
+            f"{len(matched.starts())} of {len(variables)} variables are restored."
+        )
         return
     proposal = propose(variables, source)
     reporter.note(

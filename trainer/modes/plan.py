@@ -19,9 +19,10 @@ def run(config: Config) -> int:
       UserError: whatever would keep the run from starting, or a file that cannot be written.
     """
     made = setup.assemble(config, only_plan=True)
-    plan = made.plan()
+    plan = made.plan(made.starts)
     reporter = Reporter(None, made.total, made.total)
-    reporter.note(made.built.engine)
+    for note in (made.built.engine, *made.dataset.notes):
+        reporter.note(note)
     show(reporter, plan)
     if config.plan_out:
         path = Path(config.plan_out).expanduser()
@@ -34,8 +35,10 @@ def run(config: Config) -> int:
 
 
 def show(reporter: Reporter, plan: Mapping[str, Any]) -> None:
-    """The table of the variables, and that of the groups."""
-    columns, rows = plans.table(plan)
-    reporter.table(f"Plan: {plan['total']} steps", columns, rows)
+    """The table of the variables, the rules, and the table of the groups."""
+    columns, rows, below = plans.table(plan)
+    reporter.table(f"Plan: {plan['total']} steps; @N: learning rate at step N; wd: weight decay", columns, rows)
+    for sentence in below:
+        reporter.note(sentence)
     columns, rows = plans.totals_table(plan)
     reporter.table("Groups", columns, rows)

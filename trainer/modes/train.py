@@ -4,19 +4,21 @@ import contextlib
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, session, setup
+from trainer import evaluation, manifest, resume, session, setup
 from trainer.command_line import flagfile
 from trainer.config import Config
 from trainer.lock import Lock
-from trainer.loop import Events, Loop, Result
+from trainer.loop import Loop, Result
 from trainer.modes.plan import show
 from trainer.report import Reporter
+from trainer.resume import Resume
 from trainer.session import Checkpoints
 from trainer.setup import Run
-from trainer.signals import stopping
+from trainer.signals import Stop, stopping
 
 
 def run(config: Config) -> int:
@@ -27,9 +29,10 @@ def run(config: Config) -> int:
     """
     began = time.perf_counter()
     workdir = setup.workdir(config)
-    made = setup.assemble(config)
-    chief = session.chief(made)
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stopping())
+        made = setup.assemble(config, resumes=bool(manifest.scan(workdir / "checkpoints")))
+        chief = session.chief(made)
         if chief:
             stack.enter_context(Lock(workdir))
         reporter = Reporter(
@@ -38,7 +41,11 @@ def run(config: Config) -> int:
         stack.callback(reporter.close)
         for note in (made.built.engine, *made.dataset.notes):
             reporter.note(note)
-        return _train(config, workdir, made, reporter, chief, began)
+        entry = session.newest(workdir / "checkpoints", reporter, chief)
+        resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
+        if resumed and _finished(resumed, reporter):
+            return 0
+        return _train(workdir, made, resumed, reporter, stop, began)
 
 
 def epochs(run: Run) -> float:
@@ -46,61 +53,42 @@ def epochs(run: Run) -> float:
     return run.total * run.clock.batch / run.clock.examples if run.clock.examples else 1.0
 
 
-def _train(config: Config, workdir: Path, made: Run, reporter: Reporter, chief: bool, began: float) -> int:
-    directory = workdir / "checkpoints"
-    if chief:
-        for note in checkpoint.clean(directory):
-            reporter.note(note)
-    entry, warnings = checkpoint.newest(directory, set_aside=chief)
-    for warning in warnings:
-        reporter.warn(warning)
-    fresh: list[str] = []
+def _train(
+    workdir: Path, made: Run, resumed: Resume | None, reporter: Reporter, stop: Stop, began: float
+) -> int:
+    made = resumed.run if resumed else made
+    config, chief = made.config, session.chief(made)
     sources: dict[str, str] = {}
-    if entry is not None:
-        made, changed = session.resumed(made, entry, config.accept_plan_change)
-        if entry.step >= made.total:
-            reporter.note(
-                f"This run is finished: {entry.path} is its last step, {entry.step}. Lengthen "
-                f"--train_for to go on, or start afresh in another --workdir. {_final(entry.meta.get('metrics', {}))}"
-            )
-            return 0
-        program = setup.program(made)
-        sources = dict.fromkeys((v.name for v in made.built.variables), entry.path.name)
-        state = program.state.named()
-        if changed:
-            fresh = session.load_what_fits(entry, program)
-        else:
-            checkpoint.load(entry, state)
-        reporter.trim(entry.step)
-        reporter.note(_resume_note(config, entry, made, changed, fresh))
-    else:
-        program = setup.program(made)
-        if config.init_from:
-            sources = _initialise(config, workdir, made, program, reporter, chief)
-        reporter.trim(0)
-    plan = made.plan(sources)
-    show(reporter, plan)
-    if chief:
-        _write(workdir / "plan.json", json.dumps(plan, indent=1) + "\n")
-        _write(workdir / "flags.txt", flagfile(config))
-    saved = Checkpoints(directory, program, made, reporter, plan)
+    if config.init_from and not resumed:
+        sources = session.initialise(config, made.built, reporter, workdir if chief else None)
+    program = setup.program(made)
+    if resumed:
+        told = resumed.restore(program)
+        sources = dict.fromkeys((v.name for v in made.built.variables), resumed.entry.path.name)
+        reporter.note(resume.note(resumed, program, told))
     both = ("raw", "ema") if config.ema is not None else ("raw",)
-    evaluate = session.evaluator(made, program, reporter, both)
-    events = Events(made.every("log_every"), made.every("eval_every"), made.every("save_every"), made.total)
-    again = entry is not None and events.due(events.evaluate, entry.step) and not entry.meta.get("metrics")
+    examples = evaluation.feed(config, made.built, made.dataset)
+    plan = made.plan(sources)
+    saved = Checkpoints(workdir / "checkpoints", program, made, reporter, plan)
     loop = Loop(
         program,
         made.phases,
-        events,
+        made.events,
         session.training_feed(made),
         reporter,
-        evaluate,
+        evaluation.evaluator(examples, program, reporter, both),
         saved.save if chief else lambda step, metrics: None,
         made.total / epochs(made),
-        evaluate_first=again,
+        evaluate_first=bool(resumed and resumed.unevaluated),
     )
-    with stopping(lambda: program.stop.assign(True)) as stop:
-        result = loop.run()
+    # From here on no refusal is left, and the files of the run may change.
+    reporter.trim(resumed.entry.step if resumed else 0, evaluated=not loop.evaluate_first)
+    show(reporter, plan)
+    if chief:
+        _write(workdir / "plan.json", json.dumps(plan, indent=1) + "\n")
+        _write(workdir / "flags.txt", flagfile(replace(config, accept_plan_change=False)))
+    stop.request = lambda: program.stop.assign(True)
+    result = loop.run()
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     if result.stopped:
         step = int(program.state.step.numpy())
@@ -109,26 +97,16 @@ def _train(config: Config, workdir: Path, made: Run, reporter: Reporter, chief: 
     return 0
 
 
-def _initialise(
-    config: Config, workdir: Path, made: Run, program: Any, reporter: Reporter, chief: bool
-) -> dict[str, str]:
-    """Restores from `--init_from`, writes the receipt, and tells where each start value comes from."""
-    raise NotImplementedError
-
-
-def _resume_note(config: Config, entry: Any, made: Run, changed: list[str], fresh: list[str]) -> str:
-    notes = [f"Goes on from {entry.path}, step {entry.step} of {made.total}."]
-    if config.init_from:
-        notes.append(f"--init_from={config.init_from} is not used: this run has a checkpoint of its own.")
-    replicas = made.built.strategy.num_replicas_in_sync
-    if entry.meta.get("replicas", replicas) != replicas:
-        notes.append(
-            f"It was saved on {entry.meta['replicas']} replicas and goes on with {replicas}: the same batches, "
-            "but sums in another order, so that the last bits may differ."
-        )
-    if changed:
-        notes += ["The plan has changed ( - as saved, + as now):", *changed, session.describe_fresh(fresh)]
-    return "\n".join(n for n in notes if n)
+def _finished(resumed: Resume, reporter: Reporter) -> bool:
+    """Whether nothing is left to do, and says so."""
+    entry, total = resumed.entry, resumed.run.total
+    if entry.step < total or resumed.unevaluated:
+        return False
+    reporter.note(
+        f"This run is finished: {entry.path} is its last step, {entry.step}. Lengthen "
+        f"--train_for to go on, or start afresh in another --workdir. {_final(entry.meta.get('metrics'))}"
+    )
+    return True
 
 
 def _summary(made: Run, result: Result, saved: Checkpoints, seconds: float) -> list[tuple[str, str]]:
@@ -146,13 +124,16 @@ def _summary(made: Run, result: Result, saved: Checkpoints, seconds: float) -> l
     return rows
 
 
-def _shown(name: str, value: float) -> str:
+def _shown(name: str, value: Any) -> str:
+    if not isinstance(value, int | float):  # "NaN", as a manifest has it
+        return str(value)
     return f"{100 * value:.2f}%" if name == "accuracy" else f"{value:,.6g}"
 
 
-def _final(metrics: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {_shown(name, value)}" for name, value in metrics.items())
-    return f"It ended with {shown}." if shown else ""
+def _final(metrics: Any) -> str:
+    if not isinstance(metrics, dict) or not metrics:
+        return ""
+    return f"It ended with {', '.join(f'{name} {_shown(name, value)}' for name, value in metrics.items())}."
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,13 +15,12 @@ import zipfile
 from pathlib import Path
 
 from trainer.errors import UserError, near
-from trainer.readers import keras_h5, npz, safetensors_file, tf_checkpoint
+from trainer.readers import keras_h5, npz, safetensors_file, tf_checkpoint, tf_index
 from trainer.readers.source import Source, Spec, damaged, refuse
 
 __all__ = ["Source", "Spec", "open_source"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the last bytes of TensorFlow's table format
 
 
 def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> Source:
@@ -96,7 +95,7 @@ _PICKLE = (
 
 
 def _why_not(place: Path, head: bytes, tail: bytes) -> str:
-    if tail == _TABLE:
+    if tail == tf_index.MAGIC:
         return (
             "is a TF1 checkpoint of format V1 (one file, no .index), which is not read. Load and save "
             "it once with tf.compat.v1.train.Saver(write_version=tf.compat.v1.train.SaverDef.V2)."

@@ -18,8 +18,8 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from trainer import manifest
 from trainer.errors import UserError, listing
 from trainer.manifest import Entry
-from trainer.readers import object_graph
-from trainer.readers.source import Source, Spec, damaged, is_state, refuse, size
+from trainer.readers import object_graph, tf_index
+from trainer.readers.source import Source, Spec, damaged, is_state, refuse
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ATTRIBUTE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -126,6 +126,7 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
       UserError: a damaged file, or `weights="ema"` where the checkpoint has no average.
     """
     try:
+        tf_index.check(_index(prefix.name), _shards(prefix.name))
         # Not `tf.train.load_checkpoint`: where the name is a directory, that trusts a file in it.
         reader = tf.compat.v1.train.NewCheckpointReader(str(prefix.name))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -134,7 +135,6 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
             for key in sorted(shapes)
             if _is_numeric(dtypes[key])
         }
-        _check_sizes(held, prefix, path, flag)
         kind, keys, state, averages = _named(prefix, reader, held, path, flag)
     except UserError:
         raise
@@ -216,18 +216,10 @@ def _owner(name: str, held: Mapping[str, Spec]) -> str | None:
     return next((tail for tail in tails if tail in held), None)
 
 
-def _check_sizes(held: Mapping[str, Spec], prefix: Prefix, path: str, flag: str) -> None:
-    """Refuses tensors larger than the files that should hold them, before any is allocated."""
-    files = prefix.name.parent.glob(_glob(prefix.name.name) + ".data-*")
-    present = sum(file.stat().st_size for file in files)
-    announced = sum(spec.bytes for spec in held.values())
-    if announced > present or any(size(spec.shape) < 0 for spec in held.values()):
-        raise refuse(
-            flag,
-            path,
-            f"its index announces {announced} bytes and its data files hold {present}: it is damaged "
-            "or cut short; copy it again.",
-        )
+def _shards(prefix: Path) -> dict[int, int]:
+    """Bytes of each data file by its number."""
+    files = prefix.parent.glob(_glob(prefix.name) + ".data-?????-of-?????")
+    return {int(file.name[-14:-9]): file.stat().st_size for file in files if _SHARD.fullmatch(file.name)}
 
 
 def _index(prefix: Path) -> Path:
