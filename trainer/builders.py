@@ -45,7 +45,7 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
-        raise UserError(f"{flag}={name}: {' '.join(str(error).split())[:400]}") from error
+        raise UserError(f"{flag}={name}: {' '.join(str(error).split())[:800]}") from error
 
 
 def _local_names() -> list[str]:

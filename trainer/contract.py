@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pkgutil
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -78,10 +79,14 @@ def guarded(function: Callable[[], T], what: str) -> T:
     except UserError:
         raise
     except Exception as error:
-        own = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        frames: list[Any] = traceback.extract_tb(error.__traceback__)
+        kind, reason = type(error).__name__, str(error)
+        if staged := getattr(error, "ag_error_metadata", None):  # code that AutoGraph has rewritten
+            frames = staged.translated_stack[::-1]
+            kind, _, reason = staged.cause_message.partition(": ")
+        own = [f for f in frames if not re.search(r"site-packages|<frozen|__autograph_generated", f.filename)]
         where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        reason = str(error).strip().splitlines() or [""]
-        raise UserError(f"{what} raised {type(error).__name__}{where}: {' '.join(reason)[:1000]}") from error
+        raise UserError(f"{what} raised {kind}{where}: {' '.join(reason.split())[:1000]}") from error
 
 
 def check_precision(model: Any, variables: Sequence[ModelVariable], precision: str) -> None:
@@ -187,6 +192,10 @@ def _checked(result: Any, size: int | None) -> tf.Tensor:
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         raise UserError(f"--model: its loss returned {type(result).__name__}, not {shape}.")
     for name, value in result[1].items():
+        if name == "loss" or not isinstance(name, str):
+            raise UserError(f"--model: a metric is called {name!r}; give it another name, such as 'accuracy'.")
+        if isinstance(value, tuple) and len(value) != 2:
+            raise UserError(f"--model: the metric {name!r} has {len(value)} parts. loss returns {shape}.")
         for part in value if isinstance(value, tuple) else (value,):
             _check_vector(f"the metric {name!r}", part, size, shape)
     _check_vector("the loss", result[0], size, shape)

@@ -359,7 +359,10 @@ def build_optimizers(
     """
     multipliers: dict[str, float] = {}
     if config.layer_decay != 1:
-        depths = groups.depths(built.variables, getattr(built.module, "depth", None))
+        depths = contract.guarded(
+            lambda: groups.depths(built.variables, getattr(built.module, "depth", None)),
+            f"--layer_decay={config.layer_decay}: the model's depth",
+        )
         multipliers = {name: config.layer_decay**depth for name, depth in depths.items()}
     made = []
     for group in resolved:
