@@ -95,8 +95,8 @@ def make(
 ) -> Made:
     """A program over `build`'s model. `settings` are those of `trainer.gradients.Settings`."""
     strategy = strategy or tf.distribute.get_strategy()
+    keras.backend.clear_session()  # forgets the dtype policy, so it comes first
     use_precision(precision)
-    keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     module = SimpleNamespace(build=build, loss=loss, preprocess=preprocess)
     with strategy.scope():

@@ -333,6 +333,8 @@ DATA = {
     "unknown": (dict(dataset="mnst"), "--dataset=mnst", "mnist"),
     "unknown, like a local one": (dict(dataset="digit"), "--dataset=digit", "digits"),
     "unknown config": (dict(dataset="emnist/leters"), "--dataset=emnist/leters", "letters"),
+    "config of a set without any": (dict(dataset="mnist/foo"), "--dataset=mnist/foo", "foo not found"),
+    "unknown version": (dict(dataset="mnist:9.9.9"), "--dataset=mnist:9.9.9", "only: 3.0.1"),
     "unknown fallback": (dict(fallback_dataset="digts"), "--fallback_dataset=digts", "digits"),
     "dotted path to nothing": (dict(dataset="no.such.thing"), "--dataset=no.such.thing"),
     "unknown split": (dict(train_split="trian"), "--train_split=trian", "train (1437)", "test (360)"),
@@ -513,6 +515,20 @@ def test_a_loss(refused, module, case):
     message = refused(model=path)
     says(message, *words)
     assert "--model" in message or "--group" in message
+
+
+DECODES = {
+    "raises": ("return {'image': example['picture']}", "decode raised", "picture"),
+    "no dict": ("return example['image']", "--dataset=digits", "not a dict"),
+    "no fixed shape": ("return {'x': tf.where(example['image'] > 0)}", "--dataset=digits", "cannot be batched"),
+}
+
+
+@pytest.mark.parametrize("case", DECODES)
+def test_a_decode(refused, module, case):
+    line, *words = DECODES[case]
+    path = module(f"from models.mnist_mlp import build\ndef decode(example):\n    {line}\n")
+    says(refused(model=path), *words)
 
 
 def test_mixed_precision_for_a_plain_module(refused):

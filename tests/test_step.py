@@ -1,4 +1,4 @@
-"""One step, one replica: phases, what frozen variables cost, clipping, accumulation, averages, precision, XLA."""
+"""A step on one replica: phases, what frozen variables cost, clipping, accumulation, averages, precision, XLA."""
 
 from collections import Counter
 from typing import Any

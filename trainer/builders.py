@@ -45,7 +45,18 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
-        raise UserError(f"{flag}={name}: {' '.join(str(error).split())[:800]}") from error
+        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", " ".join(str(error).split()))
+        raise UserError(f"{flag}={name}: {reason[:400]}{_configs(head, rest)}") from error
+
+
+def _configs(head: str, rest: str) -> str:
+    """The configs of a TFDS set, where `rest` of its name asks for one that there is not."""
+    try:
+        names = list(tfds.builder_cls(head).builder_configs)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, ImportError):
+        return ""
+    asked = rest.removeprefix("/").partition(":")[0]
+    return "" if not asked or asked in names else f" {near(asked, names)}"
 
 
 def _local_names() -> list[str]:

@@ -151,12 +151,12 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
     strategy, sentence = on or engine(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    # Names that Keras makes up count what the process built before. This forgets the dtype policy, too.
+    keras.backend.clear_session()
     keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
     keras.config.set_dtype_policy(
         config.precision if config.precision.startswith("mixed") else keras.config.floatx()
     )
-    # Names that Keras makes up count what the process built before; seeds follow the flag alone.
-    keras.backend.clear_session()
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = contract.build(module, call)
