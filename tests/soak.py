@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 # Imported once, and forked for every start before TensorFlow has started anything.
@@ -25,11 +26,11 @@ FLAGS = (
     "--train_split=train[:300]",
     "--eval_split=test[:50]",
     "--batch_size=20",
-    "--train_for=20epochs",
-    "--group=enc/.*  adam  cosine(1e-2)  name=late from=150",
+    "--train_for=6epochs",
+    "--group=enc/.*  adam  cosine(1e-2)  name=late from=40",
     "--group=.*  sgd(momentum=0.9)  0.05  name=early",
     "--log_every=7",
-    "--save_every=2",
+    "--save_every=1",
     "--keep=4",
 )
 
@@ -45,6 +46,8 @@ def start(workdir: Path, log: Path, *flags: str) -> int:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         status = run.main(["run.py", *FLAGS, f"--workdir={workdir}", *flags])
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)
@@ -74,7 +77,7 @@ def wait(pid: int, directory: Path, chance: random.Random) -> None:
     One in four comes at any time since the start; the others so many saves after it, or as soon as one is
     seen unfinished, and then anywhere in the next ones.
     """
-    began, goal = time.monotonic(), steps(directory) + chance.randrange(2, 24)
+    began, goal = time.monotonic(), steps(directory) + chance.randrange(1, 10)
     kind = chance.choice(["any", "after", "after", "within"])
     limit = chance.uniform(0, 4) if kind == "any" else 120.0
     while time.monotonic() < began + limit and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -100,7 +103,9 @@ def soak(directory: Path, kills: int, seed: int) -> None:
         pid = start(killed, log, shared)
         wait(pid, checkpoints, chance)
         os.kill(pid, signal.SIGKILL)
-        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGKILL), log.read_text()
+        ended = status == 0
         check(checkpoints, log, before, left)
         count += not ended
         left = {n for n in names(checkpoints) if n.startswith(".tmp-")}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import distribution
+from trainer import cluster
 from trainer.distribution import is_chief, local_replicas, prepare, replicas, strategy_for
 from trainer.errors import UserError
 
@@ -207,7 +207,7 @@ def slurm(monkeypatch, **variables):
     }
     for name, value in (step | variables).items():
         monkeypatch.setenv(name, value)
-    return distribution._resolver(0)
+    return cluster.resolver(0)
 
 
 def test_slurm_lists_a_worker_per_task(monkeypatch):

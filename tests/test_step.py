@@ -1,4 +1,4 @@
-"""A step on one replica: phases, what frozen variables cost, clipping, accumulation, averages, precision, XLA."""
+"""A step on one replica: phases, frozen variables, clipping, accumulation, averages, precision, XLA."""
 
 from collections import Counter
 from typing import Any
@@ -23,7 +23,7 @@ def perceptron() -> keras.Model:
 
 
 def squared(model: Any, batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, dict]:
-    return (model(batch["x"], training=training)[:, 0] - batch["y"]) ** 2, {}
+    return (tf.cast(model(batch["x"], training=training)[:, 0], batch["y"].dtype) - batch["y"]) ** 2, {}
 
 
 def points(examples: int, dtype: str = "float32") -> dict[str, np.ndarray]:

@@ -45,8 +45,9 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
-        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", " ".join(str(error).split()))
-        raise UserError(f"{flag}={name}: {reason[:400]}{_configs(head, rest)}") from error
+        reason = " ".join(str(error).split())
+        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", reason)[:400]
+        raise UserError(f"{flag}={name}: {reason}{_configs(head, rest)}") from error
 
 
 def _configs(head: str, rest: str) -> str:
@@ -56,7 +57,9 @@ def _configs(head: str, rest: str) -> str:
     except (tfds.core.registered.DatasetNotFoundError, ValueError, ImportError):
         return ""
     asked = rest.removeprefix("/").partition(":")[0]
-    return "" if not asked or asked in names else f" {near(asked, names)}"
+    if not asked or asked in names:
+        return ""
+    return f" {near(asked, names)}" if names else f" It has no configs; write {head}."
 
 
 def _local_names() -> list[str]:

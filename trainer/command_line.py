@@ -22,7 +22,7 @@ def parse(arguments: Sequence[str]) -> Config:
       SystemExit: `--help` was given; the flags have been printed.
     """
     values = define()
-    for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
+    for argument, following in zip(arguments[1:], [*arguments[2:], ""], strict=False):
         if match := re.fullmatch(r"--?flagfile(=(.*))?", argument):
             check_flagfile(Path(match[2] if match[1] else following).expanduser(), ())
         _check_undefok(argument, "")
@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str]) -> Config:
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"--{error.flagname}: no such flag. {near(error.flagname, _names())}") from None
     except flags.Error as error:
-        raise UserError(f"{error}") from None
+        raise UserError(_advice(str(error))) from None
     if values["help"].value:
         print(f"{arguments[0]}: trains a TensorFlow model. Flags:\n{_help()}")
         raise SystemExit(0)
@@ -64,6 +64,15 @@ def define() -> flags.FlagValues:
         define_one(field.name, [] if kind == list[str] else default, text, flag_values=values)
     flags.DEFINE_bool("help", False, "Show the flags.", flag_values=values)
     return values
+
+
+def _advice(message: str) -> str:
+    """What absl says of a value that it cannot read, with what the flag takes."""
+    if match := re.match(r"flag (--(\w+)=.*?): ", message, re.DOTALL):
+        kinds: dict[Any, str] = {bool: "true or false", int: "a whole number"}
+        return f"{match[1]}: takes {kinds.get(Config.types().get(match[2]), 'a number')}."
+    match = re.fullmatch(r"Missing value for flag (-*\w+).*", message)
+    return f"{match[1]}: no value. Write {match[1]}=VALUE." if match else message
 
 
 def _names() -> list[str]:

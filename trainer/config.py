@@ -22,7 +22,7 @@ _MODES_OF = {
     "checkpoint": ("evaluate", "export"),
     "weights": ("evaluate", "export"),
     "verify_steps": ("verify_resume", "verify_distribution"),
-    "accept_plan_change": ("train",),
+    "accept_plan_change": ("train", "plan"),
 }
 _INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt")
 # Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).

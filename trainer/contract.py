@@ -1,11 +1,12 @@
 """What a model module must hold, checked before any data is read: `build`, `loss`, and what they return."""
 
+import contextlib
 import importlib
 import importlib.util
 import pkgutil
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -84,9 +85,44 @@ def guarded(function: Callable[[], T], what: str) -> T:
         if staged := getattr(error, "ag_error_metadata", None):  # code that AutoGraph has rewritten
             frames = staged.translated_stack[::-1]
             kind, _, reason = staged.cause_message.partition(": ")
+            if kind == UserError.__name__:
+                raise UserError(reason) from None
         own = [f for f in frames if not re.search(r"site-packages|<frozen|__autograph_generated", f.filename)]
         where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
         raise UserError(f"{what} raised {kind}{where}: {' '.join(reason.split())[:1000]}") from error
+
+
+@contextlib.contextmanager
+def naming(text: str) -> Iterator[None]:
+    """Gives the value of `--model` to the messages of functions that know the model only."""
+    try:
+        yield
+    except UserError as error:
+        head, flag, rest = str(error).partition("--model: ")
+        raise UserError(f"--model={text}: {rest}" if flag and not head else str(error)) from error
+
+
+def check_features(module: Any, model: Any, features: Any, what: str) -> None:
+    """Lets the module's own `check(model, features)`, where it has one, refuse a data set by ValueError.
+
+    Args:
+      module: the model module.
+      model: what its `build` returned.
+      features: of the data set, as TFDS has them.
+      what: the flags, for the message.
+
+    Raises:
+      UserError: it raised.
+    """
+
+    def check() -> None:
+        try:
+            module.check(model, features)
+        except ValueError as error:
+            raise UserError(f"{what}: {error}.") from error
+
+    if hasattr(module, "check"):
+        guarded(check, f"{what}: the model's check")
 
 
 def check_precision(model: Any, variables: Sequence[ModelVariable], precision: str) -> None:
@@ -193,7 +229,7 @@ def _checked(result: Any, size: int | None) -> tf.Tensor:
         raise UserError(f"--model: its loss returned {type(result).__name__}, not {shape}.")
     for name, value in result[1].items():
         if name == "loss" or not isinstance(name, str):
-            raise UserError(f"--model: a metric is called {name!r}; give it another name, such as 'accuracy'.")
+            raise UserError(f"--model: a metric is called {name!r}; give it another name, such as accuracy.")
         if isinstance(value, tuple) and len(value) != 2:
             raise UserError(f"--model: the metric {name!r} has {len(value)} parts. loss returns {shape}.")
         for part in value if isinstance(value, tuple) else (value,):

@@ -95,8 +95,8 @@ class Dataset:
             try:
                 spec = tf.function(decode).get_concrete_function(spec).structured_outputs
             except Exception as error:  # the user's own code may raise anything
-                reason = " ".join(str(error).split())
-                raise UserError(f"--dataset={self.name}: the model's decode raised {reason[-600:]}") from error
+                reason = " ".join(str(error).split())[-600:]
+                raise UserError(f"--dataset={self.name}: the model's decode raised {reason}") from error
         if not isinstance(spec, dict):
             raise UserError(f"--dataset={self.name}: an example is {spec}, not a dict of tensors.")
         for part in tf.nest.flatten(spec):

@@ -5,14 +5,12 @@ what it chose and why. A device, a list of workers or a batch that does not fit 
 before a model is built. Nothing happens at import.
 """
 
-import json
-import os
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
+from trainer import cluster
 from trainer.errors import UserError, listing, near
 
 _COMMUNICATION = ("auto", "ring", "nccl")
@@ -80,7 +78,7 @@ def strategy_for(
             f"--communication={communication}: only between workers; leave it out, or give "
             "--strategy=multi_worker."
         )
-    workers = _tf_config_workers()
+    workers = cluster.tf_config_workers()
     if strategy == "auto" and workers > 1:
         raise UserError(
             f"--strategy=auto: TF_CONFIG names {workers} workers. Give --strategy=multi_worker to "
@@ -103,11 +101,7 @@ def strategy_for(
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes checkpoints, logs and event files; alone, it does."""
-    if not _is_multi_worker(strategy):
-        return True
-    resolver = strategy.cluster_resolver
-    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-    return (resolver.task_type, resolver.task_id) == (first, 0)
+    return worker(strategy)[0] == 0
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
@@ -115,9 +109,8 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     resolver = strategy.cluster_resolver
     if resolver is None or not _is_multi_worker(strategy):
         return 0, 1
-    cluster = resolver.cluster_spec().as_dict()
-    workers = [f"{kind}/{i}" for kind in ("chief", "worker") for i in range(len(cluster.get(kind, ())))]
-    return workers.index(f"{resolver.task_type}/{resolver.task_id}"), len(workers)
+    workers = list(cluster.tasks(resolver))
+    return workers.index(f"{resolver.task_type} {resolver.task_id}"), len(workers)
 
 
 def replicas(strategy: tf.distribute.Strategy) -> int:
@@ -233,15 +226,15 @@ def _multi_worker(
     gpus = len(tf.config.list_physical_devices("GPU"))
     if communication == "nccl" and not gpus:
         raise UserError("--communication=nccl: NCCL needs GPUs and none is there; give ring.")
-    resolver = _resolver(gpus)
-    spec = resolver.cluster_spec()
-    workers = sum(spec.num_tasks(job) for job in spec.jobs)
+    resolver = cluster.resolver(gpus)
+    workers = len(cluster.tasks(resolver))
     here = f"{resolver.task_type} {resolver.task_id} of {workers} in the cluster"
     _check_batch(batch_size, workers * max(gpus, 1), f"{workers} workers, {max(gpus, 1)} on each")
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     try:
-        chosen = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+        with cluster.awaiting(resolver):
+            chosen = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     except RuntimeError as error:
         if "program startup" not in str(error):
             raise
@@ -251,102 +244,3 @@ def _multi_worker(
         ) from error
     count = f"{replicas(chosen)} replicas, {local_replicas(chosen)} of them in this process"
     return chosen, f"{count} ({here}), communication {communication}"
-
-
-def _resolver(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver:
-    """The cluster from TF_CONFIG, else from Slurm."""
-    if os.environ.get("TF_CONFIG"):
-        _check_tf_config(os.environ["TF_CONFIG"])
-        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    if "SLURM_STEP_NODELIST" in os.environ:
-        return _slurm(gpus)
-    raise UserError(
-        "--strategy=multi_worker: neither TF_CONFIG nor a Slurm step (srun) is in the environment. "
-        f"Set, for worker 0 of 2: TF_CONFIG='{_EXAMPLE}'."
-    )
-
-
-_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-
-
-def _tf_config_workers() -> int:
-    """How many addresses TF_CONFIG lists; 0 where it is missing or not readable."""
-    try:
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")["cluster"]
-        return sum(len(addresses) for addresses in cluster.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 0
-
-
-def _check_tf_config(text: str) -> None:
-    """Refuses what the resolver would take and the strategy would hang or guess on."""
-    where = f"--strategy=multi_worker: TF_CONFIG={text}:"
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} not JSON ({error}). It looks like {_EXAMPLE}.") from None
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    task = config.get("task") if isinstance(config, dict) else None
-    if not isinstance(cluster, dict) or not isinstance(task, dict):
-        raise UserError(f"{where} 'cluster' and 'task' must be there. It looks like {_EXAMPLE}.")
-    addresses = _addresses(cluster, where)
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UserError(f"{where} {address!r} is no address; write host:port.")
-        if addresses.count(address) > 1:
-            raise UserError(f"{where} {address} stands there twice; each task has its own.")
-    kind, index = task.get("type"), task.get("index")
-    if kind not in cluster:
-        raise UserError(f"{where} the task's type is {kind!r}; the cluster has {listing(cluster)}.")
-    count = len(cluster[kind])
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
-        raise UserError(
-            f"{where} the task's index is {index!r}; the cluster has {count} of type {kind}: give "
-            f"a whole number from 0 to {count - 1}."
-        )
-
-
-def _addresses(cluster: dict[str, Any], where: str) -> list[str]:
-    """All addresses of a cluster of workers, with at most one chief."""
-    for kind, addresses in cluster.items():
-        if kind not in ("chief", "worker"):
-            raise UserError(f"{where} tasks of type {kind!r} are not used; list workers only.")
-        if not isinstance(addresses, list) or not all(isinstance(a, str) for a in addresses):
-            raise UserError(f"{where} {kind!r} must be a list of addresses host:port.")
-        if not addresses or (kind == "chief" and len(addresses) > 1):
-            needs = "exactly one address" if kind == "chief" else "at least one address"
-            raise UserError(f"{where} {kind!r} has {len(addresses)}; it needs {needs}.")
-    if not cluster:
-        raise UserError(f"{where} the cluster is empty. It looks like {_EXAMPLE}.")
-    return [address for addresses in cluster.values() for address in addresses]
-
-
-def _slurm(gpus: int) -> tf.distribute.cluster_resolver.ClusterResolver:
-    """The cluster of a Slurm step: one worker per task, ports from 8888.
-
-    TensorFlow's resolver lists the addresses. Two things it gets wrong are mended: it hands out
-    GPUs (which Slurm did), counting one where there is none; and it sorts the hosts by name, so
-    that n10 comes before n2 and ranks no longer match: a task finds itself by its own address.
-    """
-    try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            gpus_per_node=1_000_000, gpus_per_task=1, auto_set_gpu=False
-        )
-        workers = resolver.cluster_spec().as_dict()["worker"]
-        rank = resolver.task_id
-        host, local = os.environ.get("SLURMD_NODENAME"), os.environ.get("SLURM_LOCALID", "0")
-        if host:
-            rank = workers.index(f"{host}:{8888 + int(local)}")
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--strategy=multi_worker: the Slurm environment cannot be used ({error}). Start with "
-            f"srun, or set TF_CONFIG='{_EXAMPLE}'."
-        ) from error
-    return tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec({"worker": workers}),
-        task_type="worker",
-        task_id=rank,
-        rpc_layer="grpc",
-        num_accelerators={"GPU": gpus},
-    )

@@ -9,9 +9,11 @@ from trainer import distribution, pipelines
 from trainer.config import Config
 from trainer.data import Dataset
 from trainer.feeds import Feed
+from trainer.gradients import Settings
 from trainer.loop import evaluate
 from trainer.report import Reporter
 from trainer.setup import Built
+from trainer.state import TrainState
 from trainer.step import Program
 
 Evaluate = Callable[[], dict[str, float]]
@@ -72,3 +74,10 @@ def _swapped(swap: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         swap()
+
+
+def program(config: Config, built: Built, metrics: tuple[str, ...]) -> Program:
+    """What evaluates the model's weights and cannot train them."""
+    with built.strategy.scope():
+        state = TrainState(built.variables, (), metrics, ema=False, loss_scale=False)
+    return Program(built.strategy, built.module, built.model, state, {}, Settings(batch=config.batch_size))

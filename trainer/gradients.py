@@ -169,7 +169,7 @@ class Gradients:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in active])
             with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                losses, metrics = self.module.loss(self.model, batch, True)
+                losses, metrics = self.loss(batch, True)
             # Each pass of each replica adds such a loss once; together they are to weigh one.
             own = scope.losses + regularization(active)
             passes = self.replicas * self.settings.accumulate
@@ -186,6 +186,11 @@ class Gradients:
                 updates[v.name] = value
         own_loss = sum(tf.cast(x, losses.dtype) for x in own) / passes * self.settings.batch
         return gradients, self.sums(losses, metrics, tf.ones_like(losses), own_loss), updates
+
+    def loss(self, batch: Any, training: bool) -> tuple[tf.Tensor, Mapping[str, Any]]:
+        """What the module's own `loss` returns; losses of half precision are widened, to be summed."""
+        losses, metrics = self.module.loss(self.model, batch, training)
+        return tf.cast(losses, tf.float32) if losses.dtype.size < 4 else losses, metrics
 
     def preprocess(self, batch: Any, training: bool, key: tf.Tensor) -> Any:
         """The batch as the model module's own `preprocess` makes it."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.distribution import worker
 from trainer.errors import UserError, listing
 from trainer.feeds import Feed
 from trainer.groups import Phase
@@ -20,6 +21,7 @@ from trainer.state import RECENT
 from trainer.step import Program
 
 VISIT = 1.0  # seconds between two visits of the host
+TOGETHER = 100  # steps between two visits where several workers make them
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Loop:
         self._skipped = int(state.skipped.numpy())
         if self.evaluate_first and self.evaluate:
             result.metrics = self.evaluate()
-            result.stopped = bool(self.program.stop.numpy())
+            result.stopped = bool(self.program.stopped.numpy())
             if result.metrics:  # beside the checkpoint of this step that has none
                 self.save(step, result.metrics)
         for phase in self.phases:
@@ -105,12 +107,13 @@ class Loop:
             while step < phase.stop and not result.stopped:
                 before, step = step, self._call(train, phase, step, result)
                 if self.program.halted.numpy():
+                    self._report_skipped()
                     if saved != step:
                         self.save(step, result.metrics if step == before else {})
                     raise UserError(self._diagnosis(phase, step))
-                result.stopped = bool(self.program.stop.numpy())
+                result.stopped = bool(self.program.stopped.numpy())
                 result.metrics = self._visit(step, phase, result)
-                result.stopped = bool(self.program.stop.numpy())  # during an evaluation, too
+                result.stopped = bool(self.program.stopped.numpy())  # during an evaluation, too
                 if self.events.due(self.events.save, step) or result.stopped:
                     self.save(step, result.metrics)
                     saved = step
@@ -122,6 +125,8 @@ class Loop:
     def _call(self, train: Any, phase: Phase, step: int, result: Result) -> int:
         """Hands the device as many steps as fit into a visit; returns the step it stands at then."""
         most = max(1, int(self._pace * VISIT)) if self._pace else 1
+        if worker(self.program.strategy)[1] > 1:  # each of which must come to the same number
+            most = TOGETHER
         n = min(self.events.next(step, phase) - step, most)
         began = time.perf_counter()
         done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
@@ -216,7 +221,7 @@ def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
     """
     assert feed.steps is not None
     sums = function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
-    if program.stop.numpy():
+    if program.stopped.numpy():
         return {}
     return {**means(sums, program.state.metrics), "examples": int(sums[1])}
 

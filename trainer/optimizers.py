@@ -123,7 +123,7 @@ class GroupOptimizer:
                 self.keras.build([v.handle for v in self.group.variables])
         except AttributeError as error:
             raise UserError(
-                f"{self.group.rule.flag}: {self.keras.name} needs variables of Keras layers, and "
+                f"{self.group.rule.flag}: {type(self.keras).__name__} needs variables of Keras layers, and "
                 f"{self.group.variables[0].name} is a plain tf.Variable ({error}). Use another optimizer."
             ) from None
 

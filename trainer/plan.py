@@ -69,7 +69,7 @@ def make(
                 "dtype": v.dtype.name,
                 "parameters": v.size,
                 "group": optimizer.group.name if optimizer else FROZEN if v.trainable else "not trained",
-                "optimizer": optimizer.group.rule.optimizer.text if optimizer else None,
+                "optimizer": _optimizer(optimizer.group) if optimizer else None,
                 "from": optimizer.group.start if optimizer else None,
                 "until": optimizer.group.stop if optimizer else None,
                 "rates": [r and r * optimizer.multiplier(v) for r in shown[optimizer.group.name]]
@@ -96,7 +96,7 @@ def make(
 
 def _group(group: Group, total: int) -> dict[str, Any]:
     return {
-        "optimizer": group.rule.optimizer.text if group.rule.optimizer else "",
+        "optimizer": _optimizer(group),
         "schedule": group.rule.schedule,
         "start": group.start,
         "stop": group.stop if group.rule.until else None,
@@ -104,6 +104,10 @@ def _group(group: Group, total: int) -> dict[str, Any]:
         "until": str(group.rule.until or ""),
         "variables": [v.name for v in group.variables],
     }
+
+
+def _optimizer(group: Group) -> str:
+    return group.rule.optimizer.text if group.rule.optimizer else ""
 
 
 def _steps_shown(phases: Sequence[Phase], total: int) -> list[int]:
@@ -170,11 +174,8 @@ def _trained_by(row: Mapping[str, Any], number: Mapping[str, str]) -> str:
 
 def _size(count: float) -> str:
     """Bytes in at most five characters."""
-    for unit in ("", "k", "M", "G"):
-        if count < 999.5:
-            break
-        count /= 1000
-    return f"{count:.3g}{unit}"
+    power = next((n for n in range(3) if count < 999.5 * 1000**n), 3)
+    return f"{count / 1000**power:.3g}{' kMG'[power].strip()}"
 
 
 def totals_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import checkpoint, distribution, manifest, pipelines, plan, receipt, restore, setup
+from trainer import checkpoint, distribution, manifest, pipelines, plan, receipt, restore, setup, workers
 from trainer.config import Config
 from trainer.feeds import Feed
 from trainer.manifest import Entry
@@ -54,17 +54,29 @@ def initialise(config: Config, built: Built, reporter: Reporter, workdir: Path |
     return matched.starts()
 
 
-def newest(directory: Path, reporter: Reporter, holds_lock: bool) -> Entry | None:
-    """The checkpoint to go on from, if any; who holds the lock also clears away what a kill left.
+def newest(directory: Path, reporter: Reporter, strategy: tf.distribute.Strategy) -> Entry | None:
+    """The checkpoint to go on from, if any: the same on all workers. The first, which holds the lock,
+    looks first, and clears away what a kill left.
 
     Raises:
-      UserError: there are checkpoints and none is whole, or the directory cannot be used.
+      UserError: there are checkpoints and none is whole, the directory cannot be used, or the
+        workers do not find the same one in it.
     """
-    notes = checkpoint.clean(directory) if holds_lock else []
-    entry, warnings = checkpoint.newest(directory, set_aside=holds_lock)
-    for sentence in [*notes, *warnings]:
-        reporter.warn(sentence)
-    return entry
+    found: list[Entry | None] = []
+
+    def look(holds_lock: bool) -> str:
+        notes = checkpoint.clean(directory) if holds_lock else []
+        entry, warnings = checkpoint.newest(directory, set_aside=holds_lock)
+        for sentence in [*notes, *warnings]:
+            reporter.warn(sentence)
+        found.append(entry)
+        return entry.path.name if entry else "none"
+
+    chosen = workers.from_first(strategy, lambda: look(True))
+    here = chosen if found else look(False)
+    remedy = "All workers must see the same --workdir, on a file system that they share."
+    workers.check_same(strategy, {"newest checkpoint": here}, f"contents of {directory}", remedy)
+    return found[0]
 
 
 @dataclass

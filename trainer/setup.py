@@ -19,6 +19,7 @@ from trainer import (
     plan,
     restore,
     schedules,
+    workers,
 )
 from trainer.calls import Call, Clock, Duration, parse_duration
 from trainer.config import Config
@@ -35,6 +36,9 @@ from trainer.step import Program, Schedule
 from trainer.variables import ModelVariable, walk
 
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
+
+# Paths, which workers may have at other places; what lies there is compared.
+OF_THE_MACHINE = ("data_dir", "manual_dir", "init_from", "workdir", "plan_out", "export_to")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +129,20 @@ def engine(config: Config) -> Engine:
     """Devices and strategy.
 
     Raises:
-      UserError: devices that are not there, or a batch that they cannot share.
+      UserError: devices that are not there, a batch that they cannot share, or other workers that
+        were started with other flags.
     """
     distribution.prepare(config.virtual_devices)
-    return distribution.strategy_for(
+    chosen, sentence = distribution.strategy_for(
         config.strategy,
         config.devices,
         config.batch_size,
         config.communication,
         config.virtual_devices,
     )
+    flags = {name: str(value) for name, value in vars(config).items() if name not in OF_THE_MACHINE}
+    workers.check_same(chosen, flags, "flags", "Start all workers with the same command.")
+    return chosen, sentence
 
 
 def build_model(config: Config, on: Engine | None = None) -> Built:
@@ -160,7 +168,8 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = contract.build(module, call)
-    variables = tuple(walk(model))
+    with contract.naming(config.model):
+        variables = tuple(walk(model))
     contract.check_precision(model, variables, config.precision)
     return Built(module, call, model, variables, strategy, sentence)
 
@@ -241,31 +250,20 @@ def open_data(config: Config, built: Built, trained: frozenset[str]) -> tuple[Da
       UserError: data that cannot be had, or that do not go with the model.
     """
     dataset = open_dataset(config.dataset, config.data_dir, config.manual_dir, config.fallback_dataset)
-    check_features(built, dataset)
-    metrics = contract.check_loss(
-        built.module,
-        built.model,
-        built.variables,
-        trained,
-        dataset.element_spec(getattr(built.module, "decode", None)),
-        config.batch_size // built.strategy.num_replicas_in_sync,
-        built.strategy,
+    contract.check_features(
+        built.module, built.model, dataset.features, f"--dataset={dataset.name} with --model={config.model}"
     )
-    return dataset, metrics
-
-
-def check_features(built: Built, dataset: Dataset) -> None:
-    """Lets the model module's own `check(features)`, where it has one, refuse the data set.
-
-    Raises:
-      UserError: it raised.
-    """
-    check = getattr(built.module, "check", None)
-    if check:
-        contract.guarded(
-            lambda: check(built.model, dataset.features),
-            f"--dataset={dataset.name} with --model={built.call.text}: the model's check",
+    with contract.naming(config.model):
+        metrics = contract.check_loss(
+            built.module,
+            built.model,
+            built.variables,
+            trained,
+            dataset.element_spec(getattr(built.module, "decode", None)),
+            config.batch_size // built.strategy.num_replicas_in_sync,
+            built.strategy,
         )
+    return dataset, metrics
 
 
 def check_keep_best(config: Config, metrics: Sequence[str]) -> None:

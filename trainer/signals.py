@@ -23,6 +23,11 @@ class Stop:
         self.status: int | None = None
         self.request: Callable[[], object] | None = None
 
+    def catch(self) -> None:
+        """Lets signals come here, even where TensorFlow has caught them since: with several workers it does."""
+        for number in EXIT:
+            signal.signal(number, lambda *_: None)
+
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Stop]:
@@ -34,7 +39,8 @@ def stopping() -> Iterator[Stop]:
     stop = Stop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    watched = {s: signal.signal(s, lambda *_: None) for s in EXIT}
+    watched = {number: signal.getsignal(number) for number in EXIT}
+    stop.catch()
     previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
@@ -55,7 +61,7 @@ def stopping() -> Iterator[Stop]:
     finally:
         signal.set_wakeup_fd(previous)
         for number, handler in watched.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         theirs.close()
         thread.join()
         ours.close()

@@ -53,6 +53,8 @@ class Program:
         with tf.device("CPU:0"):
             # Set from outside while a call runs: the loop ends after the step in hand.
             self.stop = tf.Variable(False, trainable=False)
+            # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
+            self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
         self.half = Gradients(module, model, state, settings, self.replicas, self.stop)
 
@@ -70,12 +72,14 @@ class Program:
         def train(chunk: Any, n: tf.Tensor) -> tf.Tensor:
             i = tf.constant(0)
             go = tf.constant(True)
+            stopping = tf.constant(False)
             while tf.logical_and(go, i < n):
                 stopping = self._step(phase, active, feed, feed.draw(chunk, i))
                 go = tf.logical_not(stopping)
                 if halts:
                     go = tf.logical_and(go, tf.logical_not(self.halted))
                 i += 1
+            self.stopped.assign(stopping)
             return i
 
         return train
@@ -92,19 +96,22 @@ class Program:
             mask = batch.pop(MASK)
             batch = self.half.preprocess(batch, False, tf.zeros([2], tf.int32))
             with keras.StatelessScope(collect_losses=True) as scope:
-                losses, metrics = self.module.loss(self.model, batch, False)
+                losses, metrics = self.half.loss(batch, False)
             # Such a loss is a batch's; it counts for each of the examples that are real.
             own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(trained))
-            return self.half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
+            sums = self.half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
+            return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0)
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)])
         def evaluate(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            total = tf.zeros([2 * (1 + len(self.state.metrics))], tf.float64)
-            for i in tf.range(n):
-                if not self.stop:
-                    sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
-                    total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
-            return total
+            total = tf.zeros([2 * (1 + len(self.state.metrics)) + 1], tf.float64)
+            i = tf.constant(0)
+            while tf.logical_and(total[-1] <= 0, i < n):
+                sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
+                total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+                i += 1
+            self.stopped.assign(total[-1] > 0)
+            return total[:-1]
 
         return evaluate
 
@@ -158,7 +165,7 @@ class Program:
                 update(state.averages[v.name], self._average, args=(v.value,), group=False)
         update(state.sums, _add, args=(half.sums,), group=False)
         state.step.assign_add(1)
-        if state.scale is not None:
+        if state.scale is not None and state.good is not None:
             more = state.scale * 2
             grow = state.good + 1 >= LOSS_SCALE_GROWTH
             state.scale.assign(tf.where(grow & tf.math.is_finite(more), more, state.scale))
@@ -169,7 +176,7 @@ class Program:
         state = self.state
         self._assign(half.before)
         halt = tf.constant(self.settings.on_nonfinite == "halt")
-        if state.scale is not None:
+        if state.scale is not None and state.good is not None:
             halt = tf.logical_and(halt, state.scale <= 1)
             state.scale.assign(tf.maximum(state.scale / 2, 1))
             state.good.assign(tf.zeros([], tf.int64))

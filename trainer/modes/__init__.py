@@ -4,6 +4,7 @@ import importlib
 
 import tensorflow as tf
 
+from trainer import cluster
 from trainer.config import Config
 
 # Looks for a driver, and says so on file descriptor 2, the first time.
@@ -11,6 +12,19 @@ tf.config.list_physical_devices()
 
 
 def run(config: Config) -> int:
-    """Runs the mode that `config.mode` names and returns the exit status."""
+    """Runs the mode that `config.mode` names and returns the exit status.
+
+    Raises:
+      UserError: whatever the mode refuses; with several workers, that another one is gone.
+    """
     tf.get_logger().setLevel("ERROR")
-    return importlib.import_module(f"trainer.modes.{config.mode}").run(config)
+    mode = importlib.import_module(f"trainer.modes.{config.mode}")
+    if config.strategy != "multi_worker":
+        return mode.run(config)
+    try:
+        return mode.run(config)
+    except cluster.LOST as error:
+        told = cluster.lost(error, cluster.resolver(len(tf.config.list_physical_devices("GPU"))))
+        if told is None:
+            raise
+        raise told from error

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer import checkpoint, manifest, resume, setup
 from trainer import plan as plans
-from trainer import setup
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.report import Reporter
@@ -18,11 +18,22 @@ def run(config: Config) -> int:
     Raises:
       UserError: whatever would keep the run from starting, or a file that cannot be written.
     """
-    made = setup.assemble(config, only_plan=True)
-    plan = made.plan(made.starts)
+    directory = Path(config.workdir).expanduser() / "checkpoints" if config.workdir else None
+    there = bool(directory and manifest.scan(directory))
+    made = setup.assemble(config, only_plan=True, resumes=there)
     reporter = Reporter(None, made.total, made.total)
     for note in (made.built.engine, *made.dataset.notes):
         reporter.note(note)
+    starts = made.starts
+    if directory and there:
+        entry, warnings = checkpoint.newest(directory, set_aside=False)
+        for warning in warnings:
+            reporter.warn(warning)
+        if entry:
+            made = resume.resume(made, entry, config.accept_plan_change).run
+            starts = dict.fromkeys((v.name for v in made.built.variables), entry.path.name)
+            reporter.note(f"The run would go on from {entry.path}, step {entry.step} of {made.total}.")
+    plan = made.plan(starts)
     show(reporter, plan)
     if config.plan_out:
         path = Path(config.plan_out).expanduser()

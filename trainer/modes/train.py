@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer import evaluation, manifest, resume, session, setup
+from trainer import evaluation, manifest, resume, session, setup, signals, workers
 from trainer.command_line import flagfile
 from trainer.config import Config
 from trainer.lock import Lock
@@ -19,10 +20,12 @@ from trainer.resume import Resume
 from trainer.session import Checkpoints
 from trainer.setup import Run
 from trainer.signals import Stop, stopping
+from trainer.step import Program
 
 
 def run(config: Config) -> int:
-    """Trains; exit status 0 at the end, 143 or 130 where SIGTERM or SIGINT stopped the run.
+    """Trains; exit status 0 at the end, 143 or 130 where SIGTERM or SIGINT stopped the run, 143 where
+    another worker was sent either.
 
     Raises:
       UserError: the run cannot start or go on as asked.
@@ -32,19 +35,21 @@ def run(config: Config) -> int:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping())
         made = setup.assemble(config, resumes=bool(manifest.scan(workdir / "checkpoints")))
-        chief = session.chief(made)
-        if chief:
-            stack.enter_context(Lock(workdir))
+        stop.catch()
+        chief, strategy = session.chief(made), made.built.strategy
+        workers.from_first(strategy, lambda: str(stack.enter_context(Lock(workdir)).workdir.name))
         reporter = Reporter(
             workdir if chief else None, made.total, made.total / epochs(made), quiet=not chief
         )
         stack.callback(reporter.close)
         for note in (made.built.engine, *made.dataset.notes):
             reporter.note(note)
-        entry = session.newest(workdir / "checkpoints", reporter, chief)
+        entry = session.newest(workdir / "checkpoints", reporter, strategy)
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and _finished(resumed, reporter):
             return 0
+        plan = {key: json.dumps(value) for key, value in (resumed.run if resumed else made).plan().items()}
+        workers.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
         return _train(workdir, made, resumed, reporter, stop, began)
 
 
@@ -88,13 +93,22 @@ def _train(
         _write(workdir / "plan.json", json.dumps(plan, indent=1) + "\n")
         _write(workdir / "flags.txt", flagfile(replace(config, accept_plan_change=False)))
     stop.request = lambda: program.stop.assign(True)
+    _check_workers(program, "start values", "All must read the same --workdir and the same --init_from.")
     result = loop.run()
+    _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     if result.stopped:
         step = int(program.state.step.numpy())
-        reporter.note(f"Stopped by a signal at step {step}, saved. The same command goes on from there.")
-        return stop.status or 1
+        whom = "a signal" if stop.status else "a signal to another worker"
+        reporter.note(f"Stopped by {whom} at step {step}, saved. The same command goes on from there.")
+        return stop.status or signals.EXIT[signal.SIGTERM]
     return 0
+
+
+def _check_workers(program: Program, what: str, remedy: str) -> None:
+    """Several workers: that all hold the same state, bit for bit."""
+    state = workers.digests(program.strategy, program.state.named())
+    workers.check_same(program.strategy, state, what, remedy)
 
 
 def _finished(resumed: Resume, reporter: Reporter) -> bool:

@@ -1,0 +1,89 @@
+"""`--mode=verify_resume`: whether a run of these flags, stopped and gone on with, ends with the same bits."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import checkpoint, resume, session, setup
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.report import Reporter
+from trainer.session import Checkpoints
+from trainer.setup import Engine
+from trainer.signals import stopping
+
+State = dict[str, np.ndarray]
+
+
+def run(config: Config) -> int:
+    """Trains `--verify_steps` steps twice, once without a break and once with a restart in the middle.
+
+    The second time, everything is built again and the state comes out of a checkpoint. All is in a directory
+    of its own that is gone afterwards; `--workdir` is not looked at. Exit status 1 where anything differs.
+
+    Raises:
+      UserError: such a run cannot start.
+    """
+    with stopping(), tempfile.TemporaryDirectory(prefix="verify_resume-") as folder:
+        on = setup.engine(config)
+        reporter = Reporter(None, 1, 1)
+        reporter.note(on[1])
+        steps, half = config.verify_steps, config.verify_steps // 2
+        whole = _train(config, on, Path(folder, "whole"), steps)
+        _train(config, on, Path(folder, "halves"), half)
+        halves = _train(config, on, Path(folder, "halves"), steps)
+        about = f"{steps} steps without a break, and {half} + {steps - half} with everything built again between"
+        different = [name for name in whole if whole[name].tobytes() != halves[name].tobytes()]
+        if not different:
+            reporter.note(f"OK: {about}: all {len(whole)} variables have the same bits.")
+            return 0
+        reporter.note(_verdict(config, about, different, whole, halves))
+        return 1
+
+
+def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
+    """Goes on from the newest checkpoint of `directory`, if any, up to step `stop`; saves; the whole state."""
+    quiet = Reporter(None, 1, 1, quiet=True)
+    run = setup.assemble(config, on=on)
+    if run.total < stop:
+        raise UserError(
+            f"--verify_steps={stop}: the run has {run.total} steps. Give fewer (2 or more), or a longer --train_for."
+        )
+    entry, _ = checkpoint.newest(directory)
+    resumed = resume.resume(run, entry, accept=False) if entry else None
+    run = resumed.run if resumed else run
+    if config.init_from and not resumed:
+        session.initialise(config, run.built, quiet, None)
+    program = setup.program(run)
+    if resumed:
+        resumed.restore(program)
+    feed, start = session.training_feed(run), resumed.entry.step if resumed else 0
+    for phase in run.phases:
+        first, last = max(start, phase.start), min(stop, phase.stop)
+        if first < last:
+            program.trainer(phase, feed)(feed.chunk(first, last - first), tf.constant(last - first))
+            if program.halted.numpy():
+                raise UserError(
+                    f"--on_nonfinite=halt: a step after step {first} is not finite, so that nothing can be compared. "
+                    "--mode=train names what is not."
+                )
+    Checkpoints(directory, program, run, quiet, run.plan()).save(stop, {})
+    return {name: variable.numpy() for name, variable in program.state.named().items()}
+
+
+def _verdict(config: Config, about: str, different: list[str], whole: State, halves: State) -> str:
+    first = different[0]
+    one, other = whole[first].astype(np.float64), halves[first].astype(np.float64)
+    gap = float(np.max(np.abs(one - other), initial=0.0))
+    reason = (
+        "On a GPU many operations add up in any order; give --deterministic to compare."
+        if tf.config.list_logical_devices("GPU") and not config.deterministic
+        else "Something in the model or its preprocess remembers what is no variable of the model, or draws "
+        "random numbers other than by stateless operations and `seed`."
+    )
+    return (
+        f"DIFFERENT: {about}: {len(different)} of {len(whole)} variables differ. The first is {first}, by up "
+        f"to {gap:.3g}. {reason}"
+    )
