@@ -21,13 +21,13 @@ from trainer import modes  # noqa: F401
 from trainer.modes import train  # noqa: F401
 
 FLAGS = (
-    "--model=tests.noisy",
+    "--model=mnist_mlp(hidden=8)",
     "--dataset=digits",
     "--train_split=train[:300]",
     "--eval_split=test[:50]",
     "--batch_size=20",
     "--train_for=6epochs",
-    "--group=enc/.*  adam  cosine(1e-2)  name=late from=40",
+    "--group=hidden1/.*  adam  cosine(1e-2)  name=late from=40",
     "--group=.*  sgd(momentum=0.9)  0.05  name=early",
     "--log_every=7",
     "--save_every=1",
@@ -80,7 +80,10 @@ def wait(pid: int, directory: Path, chance: random.Random) -> None:
     began, goal = time.monotonic(), steps(directory) + chance.randrange(1, 10)
     kind = chance.choice(["any", "after", "after", "within"])
     limit = chance.uniform(0, 4) if kind == "any" else 120.0
-    while time.monotonic() < began + limit and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    while (
+        time.monotonic() < began + limit
+        and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    ):
         if kind != "any" and steps(directory) >= goal:
             unfinished = any(n.startswith(".tmp-") for n in names(directory))
             if kind == "after" or unfinished:

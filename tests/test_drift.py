@@ -1,18 +1,20 @@
 """Going on by another plan: refused with a diff, or, where that is accepted, state follows the names."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 
-from tests.runs import assert_same, killed, main, newest, records, state
-from trainer import checkpoint, resume, session, setup
+from tests.runs import assert_same, killed, main, newest, state
+from trainer import checkpoint, resume, setup
 from trainer.command_line import parse
-from trainer.manifest import scan
-from trainer.report import Reporter
 
-MODEL = ("--model=mnist_mlp(hidden=4)", "--dataset=digits", "--train_split=train[:300]", "--eval_split=test[:50]")
+MODEL = (
+    "--model=mnist_mlp(hidden=4)",
+    "--dataset=digits",
+    "--train_split=train[:300]",
+    "--eval_split=test[:50]",
+)
 GROUPS = ("--group=logits/.*  adam  1e-3  name=head", "--group=.*  sgd(momentum=0.9)  0.05  name=body")
 LENGTH = ("--batch_size=20", "--train_for=12", "--log_every=4", "--save_every=2", "--keep=100")
 
@@ -37,7 +39,9 @@ def workdir(tmp_path, at_six):
 
 
 def contents(directory):
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 REGROUPED = ("--group=hidden1/.*  sgd(momentum=0.9)  0.05  name=body", "--group=.*  adam  1e-3  name=head")
@@ -48,7 +52,11 @@ REGROUPED = ("--group=hidden1/.*  sgd(momentum=0.9)  0.05  name=body", "--group=
     [
         (REGROUPED, (), ["group head: variables", "- variable hidden2/w", "+ variable hidden2/w"]),
         ((GROUPS[0], GROUPS[1].replace("0.9", "0.8")), (), ["momentum=0.9", "+ group body: optimizer"]),
-        ((GROUPS[0], GROUPS[1].replace("0.05", "0.04")), (), ["- group body: schedule: 0.05", "schedule: 0.04"]),
+        (
+            (GROUPS[0], GROUPS[1].replace("0.05", "0.04")),
+            (),
+            ["- group body: schedule: 0.05", "schedule: 0.04"],
+        ),
         ((GROUPS[0] + " from=3", GROUPS[1]), (), ["+ group head: from: 3steps"]),
         (("--group=hidden1/.* frozen", *GROUPS), (), ["+ variable hidden1/w: [784, 4] float32 in frozen"]),
         (GROUPS, ("--seed=1",), [" - seed: 0\n + seed: 1\n"]),
@@ -83,7 +91,9 @@ def test_the_order_of_the_data_stays_where_the_flag_leaves_it_open(workdir, data
     asked = []
     here = pipelines.residency
     monkeypatch.setattr(  # a machine with less memory
-        pipelines, "residency", lambda way, *rest: asked.append(way) or ("streaming" if way == "auto" else here(way, *rest))
+        pipelines,
+        "residency",
+        lambda way, *rest: asked.append(way) or ("streaming" if way == "auto" else here(way, *rest)),
     )
     made = setup.assemble(config(None, *MODEL, *GROUPS, *LENGTH, data))
     assert made.residency == "streaming"
@@ -109,7 +119,9 @@ def test_accepted_state_follows_each_variable_by_name(workdir, data):
     saved = state(workdir)
     values, said, resumed = accepted(workdir, *MODEL, *REGROUPED, *LENGTH, data)
     # hidden2 has come from momentum to Adam: what it has means nothing there.
-    fresh = {f"optimizer/hidden2/{v}/{slot}" for v in "bw" for slot in ("momentums", "velocities", "iterations")}
+    fresh = {
+        f"optimizer/hidden2/{v}/{slot}" for v in "bw" for slot in ("momentums", "velocities", "iterations")
+    }
     for name, value in values.items():
         if name in fresh:
             assert not value.any() and name in said, name

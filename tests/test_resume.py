@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import checkpoint, evaluation, manifest
 from tests.runs import SMALL, assert_same, killed, main, newest, records, state, two_replicas
+from trainer import checkpoint, evaluation, manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,7 +117,13 @@ def test_on_other_replicas_the_same_batches_and_a_word_on_the_last_bits(tmp_path
 
 
 def test_a_step_that_is_not_finite_leaves_the_evaluation_before_it(tmp_path, data):
-    flags = [*SMALL, data, "--group=.*  sgd  piecewise([8], [0.01, 1e38])", "--train_for=20", "--save_every=5"]
+    flags = [
+        *SMALL,
+        data,
+        "--group=.*  sgd  piecewise([8], [0.01, 1e38])",
+        "--train_for=20",
+        "--save_every=5",
+    ]
     flags = [flag for flag in flags if "name=late" not in flag and "name=early" not in flag]
     for _ in range(2):  # the same command meets it again, and leaves no second line
         assert main(tmp_path, *flags) == 1

@@ -432,3 +432,15 @@ def test_a_plan_counts_state_as_a_run_makes_it(data_dir, tmp_path, optimizer):
     assert main(*flags, "--mode=plan", "--workdir=", f"--plan_out={tmp_path / 'plan.json'}")[0] == 0
     plans = [json.loads(p.read_text()) for p in (tmp_path / "work/plan.json", tmp_path / "plan.json")]
     assert plans[0]["rows"] == plans[1]["rows"] and plans[0]["totals"]["group0"]["state_bytes"] > 0
+
+
+def test_keep_best_saves_at_every_evaluation_and_keeps_the_best(digits, tmp_path):
+    """Three evaluations, no save due before the end, one checkpoint to keep: the best one is there too."""
+    lengths = ["--train_for=12", "--eval_every=4", "--save_every=100", "--keep=1", "--keep_best=accuracy"]
+    status, _, err = main("--model=mnist_mlp(hidden=16)", "--group=.* adam 1e-2", *lengths, *digits)
+    assert (status, err) == (0, "")
+    accuracy = {line["step"]: line["accuracy"] for line in records(tmp_path / "work", "eval")}
+    kept = {int(path.name[5:14]) for path in (tmp_path / "work" / "checkpoints").glob("step-*")}
+    assert sorted(accuracy) == [4, 8, 12]
+    assert 12 in kept and len(kept) <= 2
+    assert any(accuracy[step] == max(accuracy.values()) for step in kept)

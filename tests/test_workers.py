@@ -24,14 +24,14 @@ FLAGS = (
     "--dataset=digits",
     "--eval_split=test[:101]",  # 25 batches and one example
     "--batch_size=4",
-    "--train_for=3000",
-    "--log_every=250",
-    "--eval_every=750",
-    "--save_every=500",
+    "--train_for=1000",
+    "--log_every=100",
+    "--eval_every=250",
+    "--save_every=100",
     "--keep=100",
     "--precision=float64",
     "--clip_norm=1",
-    "--group=.*/b  sgd(momentum=0.9)  0.01  until=1700",
+    "--group=.*/b  sgd(momentum=0.9)  0.01  until=57%",
     "--group=.*  adam  cosine(1e-3)",
 )
 
@@ -94,15 +94,15 @@ def reference(data, tmp_path_factory):
     return workdir, ends
 
 
-def assert_close(one, other):
+def assert_close(one, other, steps):
     """Two runs' weights, optimizer state and records are equal but for the order of sums in float64."""
     values, others = runs.state(one), runs.state(other)
-    assert values.keys() == others.keys() and values["step"] == others["step"] == 3000
+    assert values.keys() == others.keys() and values["step"] == others["step"] == steps
     for name, value in values.items():
         scale = np.abs(value, dtype="float64").max(initial=1e-3)
         np.testing.assert_allclose(value / scale, others[name] / scale, rtol=0, atol=1e-10, err_msg=name)
     records, other_records = runs.records(one), runs.records(other)
-    assert len(records) == len(other_records) == 12 + 4
+    assert len(records) == len(other_records) > 4
     for record, expected in zip(records, other_records, strict=True):
         assert record.keys() == expected.keys()
         for key in ("loss", "accuracy", "step", "examples"):
@@ -114,7 +114,7 @@ def test_two_workers_make_the_run_of_one_process(data, reference, tmp_path):
     workdir, ends = reference
     assert [status for status, _, _ in ends] == [0, 0], ends
     assert runs.main(tmp_path, *FLAGS, data) == 0
-    assert_close(workdir, tmp_path)
+    assert_close(workdir, tmp_path, 1000)
     assert {r["examples"] for r in runs.records(workdir) if r["kind"] == "eval"} == {101}
 
 
@@ -127,7 +127,7 @@ def test_only_the_first_worker_says_and_writes_anything(reference):
     assert names == [".lock", "checkpoints", "flags.txt", "metrics.jsonl", "plan.json", "tensorboard"]
     assert len(list((workdir / "tensorboard" / "train").iterdir())) == 1
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [
-        f"step-{step:09d}" for step in range(500, 3001, 500)
+        f"step-{step:09d}" for step in range(100, 1001, 100)
     ]
 
 
@@ -136,36 +136,36 @@ def test_a_signal_to_one_stops_all_a_dead_one_ends_all_and_the_same_command_goes
 ):
     flags, checkpoints = (*FLAGS, data, f"--workdir={tmp_path}"), tmp_path / "checkpoints"
     with two_workers(*flags) as both:
-        wait_for(checkpoints / "step-000000500", both)
+        wait_for(checkpoints / "step-000000100", both)
         both[1].send_signal(signal.SIGTERM)
         ends = [ended(process) for process in both]
     assert [status for status, _, _ in ends] == [143, 143], ends
     stopped = runs.newest(tmp_path).step
-    assert 500 <= stopped < 3000
+    assert 100 <= stopped < 1000
     assert f"Stopped by a signal to another worker at step {stopped}" in ends[0][1]
     with two_workers(*flags) as both:
-        wait_for(checkpoints / f"step-{(stopped // 500 + 1) * 500:09d}", both)
+        wait_for(checkpoints / f"step-{(stopped // 100 + 1) * 100:09d}", both)
         both[1].kill()
         died = time.monotonic()
         status, out, err = ended(both[0])
         assert time.monotonic() - died < 60
-    assert status == 1 and f"step {stopped} of 3000" in out
+    assert status == 1 and f"step {stopped} of 1000" in out
     message = err.strip().splitlines()[-1]
     assert message.startswith("run.py: --strategy=multi_worker: worker 0 cannot go on: worker 1 (127.0.0.1:")
     assert "same command" in message and "Traceback" not in err
-    assert runs.newest(tmp_path).step < 3000
+    assert runs.newest(tmp_path).step < 1000
     with two_workers(*flags) as both:
         assert [ended(process)[0] for process in both] == [0, 0]
     runs.assert_same(reference[0], tmp_path)
 
 
 def test_streaming_workers_read_disjoint_rows_of_the_same_batches(data, tmp_path):
-    flags = (*FLAGS, data, "--data_residency=streaming", "--accumulate=2")
+    flags = (*FLAGS, data, "--data_residency=streaming", "--accumulate=2", "--train_for=300")
     with two_workers(*flags, f"--workdir={tmp_path / 'two'}") as both:
         ends = [ended(process) for process in both]
     assert [status for status, _, _ in ends] == [0, 0], ends
     assert runs.main(tmp_path / "one", *flags) == 0
-    assert_close(tmp_path / "two", tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one", 300)
 
 
 def test_workers_started_with_other_flags_are_refused(data, tmp_path):
@@ -184,7 +184,7 @@ def test_workers_started_with_other_flags_are_refused(data, tmp_path):
 
 def resolver(index=0):
     spec = tf.train.ClusterSpec({"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]})
-    return tf.distribute.cluster_resolver.SimpleClusterResolver(spec, "worker", index)
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(spec, task_type="worker", task_id=index)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,7 @@ def feed(config: Config, built: Built, dataset: Dataset) -> Feed | None:
         return None
     way = pipelines.residency(config.data_residency, dataset, config.eval_split, decode, strategy)
     workers = distribution.worker(strategy)
-    return pipelines.eval_feed(
-        way, dataset, config.eval_split, decode, strategy, config.batch_size, workers
-    )
+    return pipelines.eval_feed(way, dataset, config.eval_split, decode, strategy, config.batch_size, workers)
 
 
 def evaluator(

@@ -86,6 +86,7 @@ class Gradients:
     def step(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> Half:
         """The gradients of `active` on the batch `drawn`: reduced, unscaled, checked and clipped."""
         gradients, sums, updates, before, stopping = self.reduced(active, feed, drawn)
+        gradients = [reduce.distinct(g) for g in gradients]
         factor = None
         if self.state.scale is not None:
             factor = 1 / self.state.scale.read_value()

@@ -68,6 +68,7 @@ class Loop:
       save: writes a checkpoint of this step with the metrics of an evaluation at it.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
       steps_per_epoch: for the report; fractional.
+      save_evaluated: save at every evaluation too, so that the best one is there to keep.
     """
 
     program: Program
@@ -79,6 +80,7 @@ class Loop:
     save: Callable[[int, dict[str, float]], None]
     steps_per_epoch: float
     evaluate_first: bool = False
+    save_evaluated: bool = False
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
@@ -114,7 +116,8 @@ class Loop:
                 result.stopped = bool(self.program.stopped.numpy())
                 result.metrics = self._visit(step, phase, result)
                 result.stopped = bool(self.program.stopped.numpy())  # during an evaluation, too
-                if self.events.due(self.events.save, step) or result.stopped:
+                best = self.save_evaluated and bool(result.metrics)
+                if self.events.due(self.events.save, step) or best or result.stopped:
                     self.save(step, result.metrics)
                     saved = step
         if saved != step:

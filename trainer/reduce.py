@@ -27,15 +27,21 @@ def worth_packing(tensors: Sequence[tf.Tensor]) -> bool:
 
 
 def square_sum(gradients: Sequence[Any]) -> tf.Tensor:
-    """Sum of squares over all elements; rows that a `tf.IndexedSlices` repeats are added up first."""
-    return tf.add_n([2 * tf.nn.l2_loss(_summed(g)) for g in gradients])
+    """Sum of squares over all elements; each row of a `tf.IndexedSlices` must be there once."""
+    parts = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    return tf.add_n([2 * tf.nn.l2_loss(part) for part in parts])
 
 
-def _summed(gradient: Any) -> tf.Tensor:
+def distinct(gradient: Any) -> Any:
+    """`gradient`; of a `tf.IndexedSlices`, rows that are there more than once are added up.
+
+    A norm and every optimizer that squares a gradient need that, and Keras's do not see to it.
+    """
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     rows, positions = tf.unique(gradient.indices)
-    return tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(rows))
+    values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def scaled(gradient: Any, factor: tf.Tensor) -> Any:

@@ -80,9 +80,7 @@ def resume(run: Run, entry: Entry, accept: bool) -> Resume:
             "--workdir, or give --accept_plan_change to go on with the new plan."
         )
     owner = {v.name: o for o in run.optimizers for v in o.group.variables}
-    anew = frozenset(
-        name for name, text in before.items() if name in owner and _another(text, owner[name])
-    )
+    anew = frozenset(name for name, text in before.items() if name in owner and _another(text, owner[name]))
     counts = {name: n for name, n in _counts(entry).items() if name not in anew}
     return Resume(entry, setup.cohorts(run, counts), tuple(changed), anew)
 
@@ -122,7 +120,9 @@ def _load_what_fits(
     """Loads what the checkpoint has under the same name, shape and meaning; tells of the rest."""
     other = checkpoint.compare(entry, state)
     cast = [name for name, pair in other.changed.items() if _castable(*pair)]
-    dropped = {n for n in state if n.startswith("optimizer/") and n.split("/", 1)[1].rpartition("/")[0] in anew}
+    dropped = {
+        n for n in state if n.startswith("optimizer/") and n.split("/", 1)[1].rpartition("/")[0] in anew
+    }
     fresh = {*other.missing, *other.changed, *dropped} - set(cast)
     wider = checkpoint.read(entry, cast)
     checkpoint.load(entry, state, state.keys() - fresh - set(cast))
@@ -154,10 +154,9 @@ def note(resumed: Resume, program: Program, told: list[str]) -> str:
     saved = entry.meta.get("replicas", program.replicas)
     if saved != program.replicas:
         notes.append(
-            f"It was saved on {saved} replicas and goes on with {program.replicas}: the same batches, but sums "
-            "in another order, so that the last bits may differ, and dropout draws other masks."
+            f"It was saved on {saved} replicas and goes on with {program.replicas}: the same batches, but "
+            "sums in another order, so that the last bits may differ, and dropout draws other masks."
         )
     if resumed.changed:
         notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *told]
     return "\n".join(notes)
-

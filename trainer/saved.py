@@ -75,8 +75,12 @@ def find(config: Config) -> tuple[Config, Saved, list[str]]:
     entry, arrays = _retried(config, told) if config.workdir else (None, {})
     if entry is None:
         if not config.init_from:
-            where = f"in {config.workdir}/checkpoints" if config.workdir else "without --workdir or --init_from"
-            raise UserError(f"--mode={config.mode}: there is no checkpoint {where}. Name the --workdir of a run.")
+            where = (
+                f"in {config.workdir}/checkpoints" if config.workdir else "without --workdir or --init_from"
+            )
+            raise UserError(
+                f"--mode={config.mode}: there is no checkpoint {where}. Name the --workdir of a run."
+            )
         if config.weights != "raw" or config.checkpoint != "newest":
             raise UserError(
                 "--weights and --checkpoint choose among the checkpoints of --workdir, where there is none. "
@@ -154,9 +158,7 @@ def _completed(config: Config, entry: Entry) -> tuple[Config, str]:
     """The flags with those of the checkpoint in the place of what is not given; and these in words."""
     flags, defaults = _flags(entry), vars(Config())
     taken = {
-        name: flags[name]
-        for name in _RECORDED
-        if name in flags and getattr(config, name) == defaults[name]
+        name: flags[name] for name in _RECORDED if name in flags and getattr(config, name) == defaults[name]
     }
     if "." in taken.get("model", "."):
         # A file handed in must not choose what of this machine is imported.

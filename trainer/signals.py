@@ -24,7 +24,7 @@ class Stop:
         self.request: Callable[[], object] | None = None
 
     def catch(self) -> None:
-        """Lets signals come here, even where TensorFlow has caught them since: with several workers it does."""
+        """Lets signals come here, even if TensorFlow has caught them since: with several workers it does."""
         for number in EXIT:
             signal.signal(number, lambda *_: None)
 

@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: the metrics of a checkpoint, or of `--init_from`, on the evaluation split; trains nothing."""
+"""`--mode=evaluate`: a checkpoint, or `--init_from`, on the evaluation split; trains nothing."""
 
 from trainer import distribution, evaluation, saved, setup
 from trainer.config import Config

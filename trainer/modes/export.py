@@ -49,22 +49,205 @@ def run(config: Config) -> int:
         for sentence in (f"{built.engine}, for the export", *dataset.notes, *told):
             reporter.note(sentence)
         origin = weights.assign(config, built, reporter)
-        serve = _server(config, built, built.model)
-        spec = dataset.element_spec(getattr(built.module, "decode", None))
+        serve, decode = _server(config, built, built.model), getattr(built.module, "decode", None)
+        spec = dataset.element_spec(decode)
         signature = _signature(serve, spec)
-        examples = _examples(config, built, dataset, signature)
+        examples = _examples(config, dataset, decode, signature)
         aside = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
         try:
-            rows = _save(built, serve, spec, signature, aside, examples, reporter)
-            if built.keras_model:
-                rows += _save_keras(config, built, spec, aside, examples, reporter)
+            rows = [_save(built, serve, spec, signature, aside, examples)]
+            if isinstance(built.model, keras.Model):
+                rows.append(_save_keras(config, built, spec, aside, examples, reporter))
             _sync(aside)
             aside.rename(target)
         except OSError as error:
             raise UserError(f"--export_to={target}: cannot be written: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    takes = ", ".join(f"{name} {s.dtype.name}{[None, *s.shape]}" for name, s in signature.items())
+    takes = ", ".join(f"{name} {s.dtype.name}{list(s.shape)}" for name, s in signature.items())
     table = [("weights", origin), ("SavedModel", str(target)), ("serving_default takes", takes), *rows]
     reporter.table("Export", ("what", "value"), table)
     return 0
+
+
+def _target(config: Config) -> Path:
+    if not config.export_to:
+        raise UserError("--mode=export: where to? Name a directory to be made: --export_to=DIR.")
+    target = Path(config.export_to).expanduser()
+    if os.path.lexists(target):
+        raise UserError(f"--export_to={target}: is there already, and nothing is overwritten. Name another.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--export_to={target}: cannot be made: {error.strerror}.") from error
+    return target
+
+
+# What is served
+
+
+def _server(config: Config, built: Built, model: Any) -> Serve:
+    """Batches of raw features to `{name: output}`, by the model module's `preprocess` and `serve`."""
+    module = built.module
+
+    def serve(batch: Batch) -> dict[str, tf.Tensor]:
+        preprocess = getattr(module, "preprocess", None)
+        if preprocess:
+            batch = preprocess(batch, False, tf.zeros([2], tf.int32))
+        if hasattr(module, "serve"):
+            outputs = module.serve(model, batch)
+        else:
+            arguments, named = _arguments(config, model, batch)
+            outputs = model(*arguments, **named)
+        return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
+
+    return serve
+
+
+def _arguments(config: Config, model: Any, batch: Batch) -> tuple[list[Any], Batch]:
+    """What to call the model with: the features that its inputs or parameters are named after."""
+    if isinstance(model, keras.Model) and getattr(model, "inputs", None):
+        names = [tensor.name for tensor in model.inputs]
+        given = {name: batch[name] for name in names if name in batch}
+        if len(given) == len(names):
+            return [given if len(names) > 1 else given[names[0]]], {"training": False}
+    else:
+        call = model.call if isinstance(model, keras.Model) else model
+        parameters = inspect.signature(call).parameters if callable(call) else {}
+        names = list(parameters)
+        given = {name: batch[name] for name in names if name in batch}
+        if given:
+            return [], {**given, **({"training": False} if "training" in names else {})}
+    raise UserError(
+        f"--model={config.model}: what it is to be called on cannot be told: it takes {listing(names)}, the "
+        f"examples have {listing(batch)}. Give the model module serve(model, batch), which returns a tensor or "
+        "a dict of tensors for a preprocessed batch."
+    )
+
+
+def _signature(serve: Serve, spec: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+    """The features on which the outputs depend, [B, ...]: a label, say, is not among them."""
+    batched = tf.nest.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), dict(spec))
+    traced = contract.guarded(
+        lambda: tf.function(serve).get_concrete_function(batched), "--mode=export: calling the model"
+    )
+    found, todo = set(), [tensor.op for tensor in traced.outputs]
+    while todo:
+        op = todo.pop()
+        if op not in found:
+            found.add(op)
+            todo += [tensor.op for tensor in op.inputs]
+    names = [name for name in sorted(batched) for _ in tf.nest.flatten(batched[name])]
+    used = {name for name, tensor in zip(names, traced.inputs, strict=False) if tensor.op in found}
+    strange = [name for name in used if not isinstance(batched[name], tf.TensorSpec)]
+    if strange or not used:
+        raise UserError(
+            f"--mode=export: the outputs depend on {listing(sorted(used))}, and a signature takes tensors by "
+            "their names, at least one. Let the model module's decode flatten the examples."
+        )
+    return {name: batched[name] for name in batched if name in used}
+
+
+def _filled(serve: Serve, spec: Mapping[str, Any], batch: Batch) -> dict[str, tf.Tensor]:
+    """`serve` on a batch of what counts, with nothing in the place of the rest."""
+    size = tf.shape(next(iter(batch.values())))[0]
+
+    def nothing(s: tf.TensorSpec) -> tf.Tensor:
+        return tf.fill([size, *s.shape], "" if s.dtype == tf.string else tf.zeros([], s.dtype))
+
+    rest = {k: tf.nest.map_structure(nothing, s) for k, s in spec.items() if k not in batch}
+    return serve({**rest, **batch})
+
+
+def _examples(config: Config, dataset: Dataset, decode: Any, signature: Mapping[str, Any]) -> Batch:
+    """Up to eight real examples to compare on; zeros where the data are not prepared."""
+    if not dataset.prepared:
+        return {k: np.zeros([2, *s.shape[1:]], s.dtype.as_numpy_dtype) for k, s in signature.items()}
+    split = config.train_split.partition("[")[0].partition("+")[0]
+    count = min(8, dataset.size(split) or 0)
+    arrays = pipelines.load(dataset, f"{split}[:{count}]", decode)
+    return {name: arrays[name] for name in signature}
+
+
+# Writing and reading back
+
+
+def _save(
+    built: Built,
+    serve: Serve,
+    spec: Mapping[str, Any],
+    signature: Mapping[str, tf.TensorSpec],
+    aside: Path,
+    examples: Batch,
+) -> tuple[str, str]:
+    """Writes the SavedModel; a row for the table."""
+    holder = tf.Module()
+    holder.weights = [v.value for v in built.variables]
+    holder.serve = tf.function(lambda batch: _filled(serve, spec, batch))
+
+    @tf.function
+    def serving_default(**batch: tf.Tensor) -> dict[str, tf.Tensor]:
+        return holder.serve(batch)
+
+    named = {name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in signature.items()}
+    concrete = serving_default.get_concrete_function(**named)
+    holder.serve(examples)  # once before, so that what an output draws at random comes out another
+    wanted = holder.serve(examples)
+    contract.guarded(
+        lambda: tf.saved_model.save(holder, str(aside), signatures={"serving_default": concrete}),
+        "--mode=export: saving the model",
+    )
+    loaded = tf.saved_model.load(str(aside)).signatures["serving_default"]
+    got = loaded(**{name: tf.constant(array) for name, array in examples.items()})
+    return "SavedModel read back", _compared(wanted, got, "SavedModel")
+
+
+def _save_keras(
+    config: Config, built: Built, spec: Mapping[str, Any], aside: Path, examples: Batch, reporter: Reporter
+) -> tuple[str, str]:
+    """Writes `model.keras` into the SavedModel's directory, unless Keras cannot read it back."""
+    path = aside / "model.keras"
+    wanted = _filled(_server(config, built, built.model), spec, examples)
+    try:
+        built.model.save(path)
+        # Safe, as it is the file that was just written.
+        again = keras.models.load_model(path, compile=False)
+        got = _filled(_server(config, built, again), spec, examples)
+    except Exception as error:  # what a layer of the user's raises
+        path.unlink(missing_ok=True)
+        reporter.warn(f"model.keras is left out, as Keras cannot read this model back: {error}")
+        return "model.keras", "left out"
+    return "model.keras read back", _compared(wanted, got, "model.keras")
+
+
+def _compared(wanted: Mapping[str, Any], got: Mapping[str, Any], what: str) -> str:
+    """In words how far the outputs differ.
+
+    Raises:
+      UserError: more than rounding can explain.
+    """
+    gap = 0.0
+    for name, tensor in wanted.items():
+        one, other = tensor.numpy(), got[name].numpy()
+        if one.dtype.kind in "OSU":
+            same = np.array_equal(one, other)
+        else:
+            one, other = one.astype(np.float64), other.astype(np.float64)
+            same = np.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+            gap = max(gap, float(np.nanmax(np.abs(one - other), initial=0.0)))
+        if not same:
+            raise UserError(
+                f"--mode=export: the {what}, read back, gives another {name} than the model, off by up to "
+                f"{gap:.3g}. Nothing was exported. The model's outputs must depend on its inputs and weights alone."
+            )
+    count = len(next(iter(wanted.values())))
+    return f"{count} examples, largest difference {gap:.3g}"
+
+
+def _sync(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

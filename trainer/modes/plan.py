@@ -48,7 +48,9 @@ def run(config: Config) -> int:
 def show(reporter: Reporter, plan: Mapping[str, Any]) -> None:
     """The table of the variables, the rules, and the table of the groups."""
     columns, rows, below = plans.table(plan)
-    reporter.table(f"Plan: {plan['total']} steps; @N: learning rate at step N; wd: weight decay", columns, rows)
+    reporter.table(
+        f"Plan: {plan['total']} steps; @N: learning rate at step N; wd: weight decay", columns, rows
+    )
     for sentence in below:
         reporter.note(sentence)
     columns, rows = plans.totals_table(plan)

@@ -85,6 +85,7 @@ def _train(
         saved.save if chief else lambda step, metrics: None,
         made.total / epochs(made),
         evaluate_first=bool(resumed and resumed.unevaluated),
+        save_evaluated=bool(config.keep_best),
     )
     # From here on no refusal is left, and the files of the run may change.
     reporter.trim(resumed.entry.step if resumed else 0, evaluated=not loop.evaluate_first)

@@ -34,7 +34,9 @@ def run(config: Config) -> int:
         whole = _train(config, on, Path(folder, "whole"), steps)
         _train(config, on, Path(folder, "halves"), half)
         halves = _train(config, on, Path(folder, "halves"), steps)
-        about = f"{steps} steps without a break, and {half} + {steps - half} with everything built again between"
+        about = (
+            f"{steps} steps without a break, and {half} + {steps - half} with everything built again between"
+        )
         different = [name for name in whole if whole[name].tobytes() != halves[name].tobytes()]
         if not different:
             reporter.note(f"OK: {about}: all {len(whole)} variables have the same bits.")
@@ -44,14 +46,15 @@ def run(config: Config) -> int:
 
 
 def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
-    """Goes on from the newest checkpoint of `directory`, if any, up to step `stop`; saves; the whole state."""
+    """Goes on from the newest checkpoint of `directory`, if any, up to step `stop` and saves; the state."""
     quiet = Reporter(None, 1, 1, quiet=True)
-    run = setup.assemble(config, on=on)
+    entry, _ = checkpoint.newest(directory)
+    run = setup.assemble(config, on=on, resumes=entry is not None)
     if run.total < stop:
         raise UserError(
-            f"--verify_steps={stop}: the run has {run.total} steps. Give fewer (2 or more), or a longer --train_for."
+            f"--verify_steps={stop}: the run has {run.total} steps. Give fewer (2 or more), or a longer "
+            "--train_for."
         )
-    entry, _ = checkpoint.newest(directory)
     resumed = resume.resume(run, entry, accept=False) if entry else None
     run = resumed.run if resumed else run
     if config.init_from and not resumed:
@@ -66,8 +69,8 @@ def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
             program.trainer(phase, feed)(feed.chunk(first, last - first), tf.constant(last - first))
             if program.halted.numpy():
                 raise UserError(
-                    f"--on_nonfinite=halt: a step after step {first} is not finite, so that nothing can be compared. "
-                    "--mode=train names what is not."
+                    f"--on_nonfinite=halt: a step after step {first} is not finite, so that nothing can be "
+                    "compared. --mode=train names what is not."
                 )
     Checkpoints(directory, program, run, quiet, run.plan()).save(stop, {})
     return {name: variable.numpy() for name, variable in program.state.named().items()}
