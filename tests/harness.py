@@ -134,9 +134,13 @@ def use_precision(precision: str) -> None:
     keras.config.set_dtype_policy(precision)
 
 
-@functools.cache
 def mirrored(count: int = 2) -> tf.distribute.Strategy:
     """A MirroredStrategy over logical CPUs, one of each size a process."""
+    return _mirrored(count)  # apart, so that the cache sees one key for a default and the same number given
+
+
+@functools.cache
+def _mirrored(count: int) -> tf.distribute.Strategy:
     # TensorFlow numbers collectives by strategy from the same start; its own tests keep them apart so, too.
     tf.distribute.MirroredStrategy._collective_key_base = 100_000 * count
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])

@@ -104,6 +104,19 @@ def test_evaluation_passes_over_a_damaged_checkpoint_and_leaves_it(mlp, tmp_path
     assert contents(workdir) == before
 
 
+def test_a_checkpoint_that_training_deletes_meanwhile_is_not_missed(mlp, tmp_path, evaluated, monkeypatch):
+    workdir = shutil.copytree(mlp, tmp_path / "run")
+    read = checkpoint.read
+
+    def pruned(entry, names):
+        if (workdir / "checkpoints" / "step-000000012").exists():
+            shutil.rmtree(entry.path)
+        return read(entry, names)
+
+    monkeypatch.setattr(checkpoint, "read", pruned)
+    assert evaluated(workdir) == logged(mlp, 8, "raw")
+
+
 def test_evaluation_straight_from_a_file_by_the_rules(mlp, tmp_path, data, evaluated):
     values = {n.removeprefix("model/"): v for n, v in state(mlp).items() if n.startswith("model/")}
     np.savez(

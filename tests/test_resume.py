@@ -1,6 +1,7 @@
 """A run that was interrupted, however, ends with the bits of one that was not."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,3 +185,14 @@ def test_sigkill_at_random_moments():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 kills" in done.stdout
+
+
+def test_every_fault_in_the_table_has_a_test_that_exists():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    there = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])
+        assert named, row
+        assert [name for name in named if f"def {name}(" not in there] == []

@@ -17,15 +17,6 @@ def unpack(vector: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.cast(tf.reshape(p, t.shape), t.dtype) for p, t in zip(parts, like, strict=True)]
 
 
-def worth_packing(tensors: Sequence[tf.Tensor]) -> bool:
-    """Whether one op over a packed vector beats one op a tensor: many tensors, and small ones.
-
-    Copying a tensor into the vector and back costs its bytes twice; an op costs some microseconds.
-    """
-    sizes = [t.shape.num_elements() for t in tensors]
-    return len(sizes) >= 16 and sum(sizes) <= 16384 * len(sizes)
-
-
 def square_sum(gradients: Sequence[Any]) -> tf.Tensor:
     """Sum of squares over all elements; each row of a `tf.IndexedSlices` must be there once."""
     parts = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]

@@ -60,18 +60,17 @@ def resume(run: Run, entry: Entry, accept: bool) -> Resume:
       UserError: the plan differs and `accept` is false (the message has the diff), or the
         checkpoint tells no plan.
     """
-    saved = entry.meta.get("plan")
+    saved: Any = entry.meta.get("plan")
     run = _in_the_order_of(run, saved)
+    now = run.plan()
     try:
-        changed = plan.differences(saved, run.plan(), entry.step) if isinstance(saved, dict) else None
-        before = {row["name"]: row["optimizer"] for row in saved["rows"]} if isinstance(saved, dict) else {}
+        changed = plan.differences(saved, now, entry.step)
+        before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        changed, before = None, {}
-    if changed is None:
         raise UserError(
             f"--workdir: the checkpoint {entry.path} tells no plan of this program, so that a run cannot go "
             f"on from it. To start from its weights: --init_from={entry.path} and another --workdir."
-        )
+        ) from None
     if changed and not accept:
         raise UserError(
             f"--workdir: {entry.path} was saved by a run of another plan ( - as saved, + as now):\n"
@@ -99,7 +98,7 @@ def _in_the_order_of(run: Run, saved: Any) -> Run:
     return replace(run, residency=way)
 
 
-def _another(text: str | None, optimizer: optimizers.GroupOptimizer) -> bool:
+def _another(text: str, optimizer: optimizers.GroupOptimizer) -> bool:
     """Whether state of the optimizer that `text` calls means nothing to `optimizer`."""
     kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
     # Adam and AdamW share their step, so that the state of one is the state of the other.

@@ -1,7 +1,6 @@
 """The weights that `--mode=evaluate` and `--mode=export` take: a checkpoint's, or those of `--init_from`."""
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +99,16 @@ def find(config: Config) -> tuple[Config, Saved, list[str]]:
 
 def _retried(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
     """Training beside may delete an old checkpoint while it is read: then another look finds the next."""
-    for attempt in range(3):
+    directory = Path(config.workdir).expanduser() / "checkpoints"
+    for _ in range(9):
+        there = manifest.names_in(directory)
         try:
             return _read(config, told)
         except UserError:
-            if attempt == 2:
+            if manifest.names_in(directory) == there:
                 raise
             told.clear()
-            time.sleep(0.3)
-    return None, {}
+    return _read(config, told)
 
 
 def _read(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:

@@ -92,7 +92,8 @@ class Run:
     @property
     def events(self) -> Events:
         """At which steps the run logs, evaluates and saves."""
-        log, evaluate, save = (duration(self.config, f"{x}_every", self.clock) for x in ("log", "eval", "save"))
+        names = ("log_every", "eval_every", "save_every")
+        log, evaluate, save = (duration(self.config, name, self.clock) for name in names)
         return Events(log, evaluate, save, self.total)
 
     def plan(self, start_of: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def _arguments(config: Config, model: Any, batch: Batch) -> tuple[list[Any], Bat
             return [], {**given, **({"training": False} if "training" in names else {})}
     raise UserError(
         f"--model={config.model}: what it is to be called on cannot be told: it takes {listing(names)}, the "
-        f"examples have {listing(batch)}. Give the model module serve(model, batch), which returns a tensor or "
-        "a dict of tensors for a preprocessed batch."
+        f"examples have {listing(batch)}. Give the model module serve(model, batch), which returns a "
+        "tensor or a dict of tensors for a preprocessed batch."
     )
 
 
@@ -238,7 +238,7 @@ def _compared(wanted: Mapping[str, Any], got: Mapping[str, Any], what: str) -> s
         if not same:
             raise UserError(
                 f"--mode=export: the {what}, read back, gives another {name} than the model, off by up to "
-                f"{gap:.3g}. Nothing was exported. The model's outputs must depend on its inputs and weights alone."
+                f"{gap:.3g}. Nothing was exported. Outputs must depend on inputs and weights alone."
             )
     count = len(next(iter(wanted.values())))
     return f"{count} examples, largest difference {gap:.3g}"

@@ -240,7 +240,7 @@ def _verdict(
     rows += [
         (n, f"{value:.1e}", "-") for (kind, n), value in worst.items() if kind == "example" and n != "sums"
     ]
-    title = f"Largest relative difference in {config.verify_steps} steps, one replica against {other.program.replicas}"
+    title = f"Largest relative difference in {config.verify_steps} steps"
     reporter.table(title, ("variable or value", "gradient or value", "update"), rows)
     for step, compared in steps:
         for kind, name, difference, limit, factor in compared:
