@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
+    """Starts all workers and waits for all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     own, flags = parser.parse_known_args()
@@ -31,7 +32,9 @@ def main() -> int:
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         # Without GPUs: two workers on one machine would take the same ones.
         environment = {"TF_CONFIG": json.dumps(task), "CUDA_VISIBLE_DEVICES": "-1"}
-        workers.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | environment))
+        # In sessions of their own: a Ctrl-C reaches each once, by way of this process.
+        started = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True)
+        workers.append(started)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: [w.send_signal(number) for w in workers])
     statuses = [worker.wait() for worker in workers]

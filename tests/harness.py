@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -142,8 +143,8 @@ def mirrored(count: int = 2) -> tf.distribute.Strategy:
 @functools.cache
 def _mirrored(count: int) -> tf.distribute.Strategy:
     # TensorFlow numbers collectives by strategy from the same start; its own tests keep them apart so, too.
-    tf.distribute.MirroredStrategy._collective_key_base = 100_000 * count
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+    with mock.patch.object(tf.distribute.MirroredStrategy, "_collective_key_base", 100_000 * count):
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 
 def digits(examples: int, dtype: str = "float64", side: int = 28) -> dict[str, np.ndarray]:

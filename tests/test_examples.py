@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import run
-from trainer import checkpoint, manifest, setup
+from trainer import building, checkpoint, manifest
 from trainer.command_line import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ def weights(tmp_path: Path) -> dict[int, dict[str, np.ndarray]]:
 
 def start(arguments: list[str]) -> dict[str, np.ndarray]:
     """The values that a run of these flags starts from."""
-    values = {v.name: v.value.numpy() for v in setup.build_model(parse(arguments)).variables}
+    values = {v.name: v.value.numpy() for v in building.build_model(parse(arguments)).variables}
     keras.backend.clear_session()
     return values
 

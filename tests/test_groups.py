@@ -139,5 +139,5 @@ def test_depth_counts_layers_from_the_head() -> None:
 
 def test_select_is_strict() -> None:
     assert groups.select([".*/bias", "bn/.*"], MODEL[:3], "--no_decay") == {"conv1/bias", "bn/gamma"}
-    with pytest.raises(UserError, match="--no_decay=.*/biass: matches no"):
+    with pytest.raises(UserError, match=r"--no_decay=\.\*/biass: matches no"):
         groups.select([".*/biass"], MODEL, "--no_decay")

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from trainer import restore
+from trainer.building import build_model
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.init_rules import parse
 from trainer.modes import inspect
 from trainer.readers import open_source
-from trainer.setup import build_model
 from trainer.variables import walk
 
 

@@ -179,6 +179,17 @@ def test_workers_started_with_other_flags_are_refused(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_example_runs_both_workers(data, tmp_path):
+    flags = ["--flagfile=examples/two_workers.flags", "--mode=plan", "--dataset=digits", data]
+    command = [sys.executable, "examples/two_workers.py", *flags, f"--plan_out={tmp_path / 'plan.json'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 replicas, 1 of them in this process (worker 0 of 2 in the cluster)") == 1
+    assert json.loads((tmp_path / "plan.json").read_text())["batch_size"] == 128
+    done = subprocess.run([*command, "--batch_size=3"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.count("--batch_size=3: does not divide into 2 replicas") == 2
+
+
 # One process
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A flag, file or model module that cannot be used as given.
 
-    The message names the flag, its value and the next step; `run.py` prints it without a traceback and exits 1.
+    The message names the flag, its value and the next step; `run.py` prints it and exits 1, no traceback.
     """
 
 

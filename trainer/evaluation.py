@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from trainer import distribution, pipelines
+from trainer.building import Built
 from trainer.config import Config
 from trainer.data import Dataset
 from trainer.feeds import Feed
 from trainer.gradients import Settings
 from trainer.loop import evaluate
 from trainer.report import Reporter
-from trainer.setup import Built
 from trainer.state import TrainState
 from trainer.step import Program
 

@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import checkpoint, manifest, session
+from trainer.building import Built
 from trainer.checkpoint import Differences
 from trainer.config import Config
 from trainer.errors import UserError, listing
 from trainer.manifest import Entry
 from trainer.report import Reporter
-from trainer.setup import Built
 
 # Flags that a checkpoint answers for where --model is not given.
 _RECORDED = (

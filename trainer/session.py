@@ -9,12 +9,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import checkpoint, distribution, manifest, pipelines, plan, receipt, restore, setup, workers
+from trainer import building, checkpoint, distribution, manifest, pipelines, plan, receipt, restore, workers
+from trainer.building import Built
 from trainer.config import Config
 from trainer.feeds import Feed
 from trainer.manifest import Entry
 from trainer.report import Reporter
-from trainer.setup import Built, Run
+from trainer.setup import Run
 from trainer.step import Program
 
 LOWER_IS_BETTER = ("loss", "error", "perplexity")
@@ -44,7 +45,7 @@ def initialise(config: Config, built: Built, reporter: Reporter, workdir: Path |
     Raises:
       UserError: all that does not fit, in one message; nothing has been assigned.
     """
-    matched = setup.match_source(config, built)
+    matched = building.match_source(config, built)
     lines = receipt.assign(built.strategy, matched, restore.load(matched))
     columns, rows = receipt.describe(lines)
     source = matched.source

@@ -1,6 +1,6 @@
 """`--mode=evaluate`: a checkpoint, or `--init_from`, on the evaluation split; trains nothing."""
 
-from trainer import distribution, evaluation, saved, setup
+from trainer import building, distribution, evaluation, saved
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.loop import evaluate
@@ -18,10 +18,10 @@ def run(config: Config) -> int:
         raise UserError("--eval_split=none: --mode=evaluate needs a split to evaluate on.")
     with stopping():  # there is nothing to save: a signal ends it at once
         config, weights, told = saved.find(config)
-        setup.check_dataset(config)
-        built = setup.build_model(config)
+        building.check_dataset(config)
+        built = building.build_model(config)
         reporter = Reporter(None, 1, 1, quiet=not distribution.is_chief(built.strategy))
-        dataset, metrics = setup.open_data(config, built, frozenset())
+        dataset, metrics = building.open_data(config, built, frozenset())
         for sentence in (built.engine, *dataset.notes, *told):
             reporter.note(sentence)
         origin = weights.assign(config, built, reporter)

@@ -20,12 +20,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import contract, pipelines, saved, setup
+from trainer import building, contract, pipelines, saved
+from trainer.building import Built
 from trainer.config import Config
 from trainer.data import Dataset
 from trainer.errors import UserError, listing
 from trainer.report import Reporter
-from trainer.setup import Built
 from trainer.signals import stopping
 
 Batch = dict[str, Any]
@@ -41,11 +41,11 @@ def run(config: Config) -> int:
     target = _target(config)
     with stopping():
         config, weights, told = saved.find(config)
-        setup.check_dataset(config)
+        building.check_dataset(config)
         one = dataclasses.replace(config, strategy="one", devices="", virtual_devices=0, communication="auto")
-        built = setup.build_model(one)
+        built = building.build_model(one)
         reporter = Reporter(None, 1, 1)
-        dataset, _ = setup.open_data(one, built, frozenset())
+        dataset, _ = building.open_data(one, built, frozenset())
         for sentence in (f"{built.engine}, for the export", *dataset.notes, *told):
             reporter.note(sentence)
         origin = weights.assign(config, built, reporter)

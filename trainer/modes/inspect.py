@@ -56,7 +56,7 @@ def _statistics(array: np.ndarray) -> tuple[Any, ...]:
 
 def _fit(config: Config, source: Source, rules: init_rules.Rules, reporter: Reporter) -> None:
     # Only here: without a model no device is touched.
-    from trainer.setup import build_model
+    from trainer.building import build_model
 
     variables = build_model(config).variables
     matched = restore.match(variables, source, rules)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, manifest, resume, setup
+from trainer import checkpoint, distribution, manifest, resume, setup
 from trainer import plan as plans
 from trainer.config import Config
 from trainer.errors import UserError
@@ -21,7 +21,8 @@ def run(config: Config) -> int:
     directory = Path(config.workdir).expanduser() / "checkpoints" if config.workdir else None
     there = bool(directory and manifest.scan(directory))
     made = setup.assemble(config, only_plan=True, resumes=there)
-    reporter = Reporter(None, made.total, made.total)
+    chief = distribution.is_chief(made.built.strategy)
+    reporter = Reporter(None, made.total, made.total, quiet=not chief)
     for note in (made.built.engine, *made.dataset.notes):
         reporter.note(note)
     starts = made.starts
@@ -35,7 +36,7 @@ def run(config: Config) -> int:
             reporter.note(f"The run would go on from {entry.path}, step {entry.step} of {made.total}.")
     plan = made.plan(starts)
     show(reporter, plan)
-    if config.plan_out:
+    if config.plan_out and chief:
         path = Path(config.plan_out).expanduser()
         try:
             path.write_text(json.dumps(plan, indent=1) + "\n")

@@ -14,12 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import session, setup
+from trainer import building, session, setup
+from trainer.building import Built, Engine
 from trainer.config import Config
 from trainer.errors import UserError, listing
 from trainer.groups import Phase
 from trainer.report import Reporter
-from trainer.setup import Built, Engine, Run
+from trainer.setup import Run
 from trainer.signals import stopping
 from trainer.step import Program
 
@@ -90,9 +91,9 @@ def run(config: Config) -> int:
     with stopping():
         virtual = config.virtual_devices or (0 if config.devices else 2)
         config = dataclasses.replace(config, strategy="mirrored", virtual_devices=virtual)
-        many = setup.engine(config)
+        many = building.engine(config)
         first = config.devices.split(",")[0] or "CPU:0"
-        alone = setup.engine(dataclasses.replace(config, strategy="one", devices=first))
+        alone = building.engine(dataclasses.replace(config, strategy="one", devices=first))
         reporter = Reporter(None, 1, 1)
         one, other = _sides(config, alone, many, reporter)
         if one.run.total < config.verify_steps:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from trainer import checkpoint, resume, session, setup
+from trainer import building, checkpoint, resume, session, setup
+from trainer.building import Engine
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.report import Reporter
 from trainer.session import Checkpoints
-from trainer.setup import Engine
 from trainer.signals import stopping
 
 State = dict[str, np.ndarray]
@@ -27,7 +27,7 @@ def run(config: Config) -> int:
       UserError: such a run cannot start.
     """
     with stopping(), tempfile.TemporaryDirectory(prefix="verify_resume-") as folder:
-        on = setup.engine(config)
+        on = building.engine(config)
         reporter = Reporter(None, 1, 1)
         reporter.note(on[1])
         steps, half = config.verify_steps, config.verify_steps // 2
