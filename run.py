@@ -18,6 +18,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before a mode takes signals over
+        return 130
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

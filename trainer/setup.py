@@ -100,9 +100,7 @@ class Run:
         )
 
 
-def assemble(
-    config: Config, only_plan: bool = False, on: Engine | None = None, resumes: bool = False
-) -> Run:
+def assemble(config: Config, only_plan: bool = False, on: Engine | None = None, resumes: bool = False) -> Run:
     """Everything of a run up to where data is read.
 
     Args:
