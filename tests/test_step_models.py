@@ -327,3 +327,30 @@ def test_xla_on_replicas(replicas: int) -> None:
         results.append(made.values())
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_python_if_on_a_tensor_works_in_the_users_own_functions(replicas: int) -> None:
+    """AutoGraph is for them alone: `loss` and what it calls branch on values."""
+
+    def build() -> keras.Model:
+        return keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+
+    def doubled(x: tf.Tensor) -> tf.Tensor:
+        if tf.reduce_sum(x) > 0:  # noqa: SIM108
+            y = 2 * x
+        else:
+            y = x
+        return y
+
+    def loss(model: Any, batch: dict[str, tf.Tensor], training: bool) -> tuple[tf.Tensor, dict]:
+        return model(doubled(batch["x"]))[:, 0], {}
+
+    arrays = {"x": np.array([[1.0], [1.0], [-1.0], [-1.0]], np.float32)}
+    strategy = harness.mirrored() if replicas == 2 else None
+    made = harness.make(build, loss, [".* sgd 1"], arrays, 2, strategy=strategy, batch=2)
+    start = made.values()
+    made.train(0, 2)
+    # The slopes are the inputs: 2 in the first step, -1 in the second.
+    (name,) = start
+    np.testing.assert_allclose(made.values()[name], start[name] - 2 + 1, rtol=0, atol=1e-6)

@@ -218,11 +218,13 @@ def _container(variable: Any) -> Any:
     return container() if container else variable
 
 
+@tf.autograph.experimental.do_not_convert  # no user's code in it
 def _batch_size(batch: Any) -> int | None:
     sizes = {x.shape[0] for x in tf.nest.flatten(batch) if x.shape.rank}
     return sizes.pop() if len(sizes) == 1 else None
 
 
+@tf.autograph.experimental.do_not_convert  # no user's code in it
 def _checked(result: Any, size: int | None) -> tf.Tensor:
     shape = "(loss [B], {metric: value [B] or (value [B], weight [B])})"
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):

@@ -6,7 +6,7 @@ step, replica), so that there is none to save.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,7 +63,8 @@ class Gradients:
     """Forward and backward pass, in replica context.
 
     Attributes:
-      module: the model module: `loss`, and `preprocess` where it has one.
+      own_loss: the model module's `loss`, `staged`.
+      own_preprocess: its `preprocess`, `staged`; None where it has none.
       model: what its `build` returned.
       state: of the run; read, never written.
       settings: see there.
@@ -71,7 +72,8 @@ class Gradients:
       stop: bool scalar variable: set where this process is to stop.
     """
 
-    module: Any
+    own_loss: Callable[..., Any]
+    own_preprocess: Callable[..., Any] | None
     model: Any
     state: TrainState
     settings: Settings
@@ -149,10 +151,15 @@ class Gradients:
         if count > 1:
             # Rows that differ from batch to batch have no fixed size: the loop carries dense sums.
             gradients = [tf.convert_to_tensor(g) for g in gradients]
-            for index in tf.range(1, count):
+
+            def add(index: tf.Tensor, gradients: Any, sums: tf.Tensor, updates: Any) -> Any:
                 more, more_sums, updates = run(index, updates)
-                gradients = [a + tf.convert_to_tensor(b) for a, b in zip(gradients, more)]  # noqa: B905
-                sums += more_sums
+                pairs = zip(gradients, more, strict=True)
+                added = [a + tf.convert_to_tensor(b) for a, b in pairs]
+                return index + 1, added, sums + more_sums, updates
+
+            start = (tf.constant(1), gradients, sums, updates)
+            _, gradients, sums, updates = tf.while_loop(lambda i, *_: i < count, add, start)
         return gradients, sums, updates
 
     def _pass(
@@ -190,13 +197,12 @@ class Gradients:
 
     def loss(self, batch: Any, training: bool) -> tuple[tf.Tensor, Mapping[str, Any]]:
         """What the module's own `loss` returns; losses of half precision are widened, to be summed."""
-        losses, metrics = self.module.loss(self.model, batch, training)
+        losses, metrics = self.own_loss(self.model, batch, training)
         return tf.cast(losses, tf.float32) if losses.dtype.size < 4 else losses, metrics
 
     def preprocess(self, batch: Any, training: bool, key: tf.Tensor) -> Any:
         """The batch as the model module's own `preprocess` makes it."""
-        preprocess = getattr(self.module, "preprocess", None)
-        return preprocess(batch, training, key) if preprocess else batch
+        return self.own_preprocess(batch, training, key) if self.own_preprocess else batch
 
     def sums(self, losses: tf.Tensor, metrics: Mapping[str, Any], mask: tf.Tensor, own: Any) -> tf.Tensor:
         """[2 * (1 + metrics)]: sum and weight of the loss, then of each metric by name."""
@@ -212,6 +218,14 @@ class Gradients:
             parts += [tf.reduce_sum(value * weight), tf.reduce_sum(weight)]
         parts[0] += tf.cast(own, losses.dtype)
         return tf.stack(parts)
+
+
+def staged(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """`function` with AutoGraph: a Python `if` or `for` on a tensor works in it and in what it calls."""
+    try:
+        return function and tf.autograph.to_graph(function)
+    except Exception:  # no source to be read, as for a lambda or a compiled module
+        return function
 
 
 def regularization(variables: Sequence[ModelVariable]) -> list[tf.Tensor]:
@@ -242,11 +256,11 @@ def _averaged(
         like = [updates[name] - before[name] if name in before else updates[name] for name in floats]
         widest = max((x.dtype for x in like), key=lambda dtype: dtype.size)
         mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, reduce.pack(like, widest))
-        means = dict(zip(floats, reduce.unpack(mean, like)))  # noqa: B905
+        means = dict(zip(floats, reduce.unpack(mean, like), strict=True))
         updates = {**updates, **{n: before[n] + x if n in before else x for n, x in means.items()}}
     if others:
         like = [updates[name] for name in others]
         first = tf.cast(context.replica_id_in_sync_group == 0, tf.int64)
         chosen = context.all_reduce(tf.distribute.ReduceOp.SUM, first * reduce.pack(like, tf.int64))
-        updates = {**updates, **dict(zip(others, reduce.unpack(chosen, like)))}  # noqa: B905
+        updates = {**updates, **dict(zip(others, reduce.unpack(chosen, like), strict=True))}
     return updates

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from trainer.feeds import MASK, Feed
-from trainer.gradients import Gradients, Half, Settings, regularization
+from trainer.gradients import Gradients, Half, Settings, regularization, staged
 from trainer.groups import Phase
 from trainer.optimizers import GroupOptimizer
 from trainer.state import LOSS_SCALE_GROWTH, RECENT, TrainState
@@ -56,7 +56,9 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
-        self.half = Gradients(module, model, state, settings, self.replicas, self.stop)
+        own_loss, own_preprocess = staged(module.loss), staged(getattr(module, "preprocess", None))
+        assert own_loss is not None
+        self.half = Gradients(own_loss, own_preprocess, model, state, settings, self.replicas, self.stop)
 
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         """The compiled loop of one phase: `(chunk, n) -> steps done`, n an int32 scalar tensor.
@@ -68,19 +70,20 @@ class Program:
         active = [v for v in self.state.variables if v.name in phase.names]
         halts = self.settings.on_nonfinite == "halt"
 
-        @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)])
+        def step(i: tf.Tensor, _: tf.Tensor, chunk: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            return i + 1, self._step(phase, active, feed, feed.draw(chunk, i))
+
+        # AutoGraph is for the user's functions alone: it would take seconds over ours at every start.
+        @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
         def train(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            i = tf.constant(0)
-            go = tf.constant(True)
-            stopping = tf.constant(False)
-            while tf.logical_and(go, i < n):
-                stopping = self._step(phase, active, feed, feed.draw(chunk, i))
-                go = tf.logical_not(stopping)
-                if halts:
-                    go = tf.logical_and(go, tf.logical_not(self.halted))
-                i += 1
+            def more(i: tf.Tensor, stopping: tf.Tensor) -> tf.Tensor:
+                go = tf.logical_and(i < n, tf.logical_not(stopping))
+                return tf.logical_and(go, tf.logical_not(self.halted)) if halts else go
+
+            start = (tf.constant(0), tf.constant(False))
+            done, stopping = tf.while_loop(more, lambda i, was: step(i, was, chunk), start)
             self.stopped.assign(stopping)
-            return i
+            return done
 
         return train
 
@@ -102,14 +105,15 @@ class Program:
             sums = self.half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
             return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0)
 
-        @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)])
+        @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
         def evaluate(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            total = tf.zeros([2 * (1 + len(self.state.metrics)) + 1], tf.float64)
-            i = tf.constant(0)
-            while tf.logical_and(total[-1] <= 0, i < n):
+            def batch(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
-                total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
-                i += 1
+                return i + 1, total + tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+
+            zero = tf.zeros([2 * (1 + len(self.state.metrics)) + 1], tf.float64)
+            start = (tf.constant(0), zero)
+            _, total = tf.while_loop(lambda i, total: tf.logical_and(total[-1] <= 0, i < n), batch, start)
             self.stopped.assign(total[-1] > 0)
             return total[:-1]
 
@@ -122,13 +126,13 @@ class Program:
         """
         active = [v for v in self.state.variables if v.name in phase.names]
 
-        @tf.function(input_signature=[feed.spec])
+        @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
             drawn = feed.draw(chunk, tf.constant(0))
             run = self.strategy.run(lambda d: self.half.reduced(active, feed, d)[:4], args=(drawn,))
             self._assign(run[3])
             local = self.strategy.experimental_local_results
-            return {v.name: local(g)[0] for v, g in zip(active, run[0])}, local(run[1])[0]  # noqa: B905
+            return {v.name: local(g)[0] for v, g in zip(active, run[0], strict=True)}, local(run[1])[0]
 
         return compute
 
@@ -139,16 +143,17 @@ class Program:
         run = self.strategy.run(lambda d: tuple(self.half.step(active, feed, d)), args=(drawn,))
         half = Half(*run)
         local = self.strategy.experimental_local_results
-        if not self.half.gated or local(half.finite)[0]:
-            self._apply(phase, active, half)
+        if self.half.gated:
+            apply, skip = (lambda: self._apply(phase, active, half)), (lambda: self._skip(half))
+            tf.cond(local(half.finite)[0], apply, skip)
         else:
-            self._skip(half)
+            self._apply(phase, active, half)
         return local(half.stopping)[0]
 
     def _apply(self, phase: Phase, active: Sequence[ModelVariable], half: Half) -> None:
         state, update = self.state, self.strategy.extended.update
         step = state.step.read_value()
-        gradients = {v.name: g for v, g in zip(active, half.gradients)}  # noqa: B905
+        gradients = {v.name: g for v, g in zip(active, half.gradients, strict=True)}
         groups = {g.name for g in phase.active}
         for optimizer in state.optimizers:
             if optimizer.group.name not in groups:
