@@ -10,7 +10,7 @@ mnist: $(VENV)/run.stamp
 	$(RUN) run.py --flagfile=mnist.flags $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

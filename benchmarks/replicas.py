@@ -149,24 +149,31 @@ def main() -> None:
     report(measure(running, rounds))
 
 
-def measure(running: dict[str, tuple[Trainer, int]], rounds: int) -> dict[str, list[float]]:
-    """Steps per second of each contender in each round."""
-    speeds: dict[str, list[float]] = {name: [] for name in running}
+def measure(running: dict[str, tuple[Trainer, int]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, processor seconds) a step of each contender in each round."""
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
     for _ in range(rounds):
         for name, (train, steps) in running.items():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             train(steps)
-            speeds[name].append(steps / (time.perf_counter() - began))
-    return speeds
+            cost = time.perf_counter() - began, time.process_time() - worked
+            costs[name].append((cost[0] / steps, cost[1] / steps))
+    return costs
 
 
-def report(speeds: dict[str, list[float]]) -> None:
-    first = next(iter(speeds))
-    print(f"{'':40}{'steps/s':>9}{'ratio':>8}   range of the ratio")
-    for name, own in speeds.items():
-        ratios = [a / b for a, b in zip(speeds[first], own, strict=True)]
+def report(costs: dict[str, list[tuple[float, float]]]) -> None:
+    """A line a contender; its processor time tells more than the clock where the machine is not quiet."""
+    first = next(iter(costs.values()))
+    print(f"{'':40}{'steps/s':>9}{'ratio':>8}{'range':>14}{'processor':>12}{'ratio':>8}")
+    for name, own in costs.items():
+        ratios, worked = ([b[i] / a[i] for a, b in zip(first, own, strict=True)] for i in (0, 1))
+        speed = 1 / statistics.median(seconds for seconds, _ in own)
+        work = f"{1e6 * statistics.median(seconds for _, seconds in own):.0f} us"
         spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        print(f"{name:40}{statistics.median(own):9.0f}{statistics.median(ratios):8.2f}   {spread}")
+        print(
+            f"{name:40}{speed:9.0f}{statistics.median(ratios):8.2f}{spread:>14}"
+            f"{work:>12}{statistics.median(worked):8.2f}"
+        )
 
 
 if __name__ == "__main__":
