@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import run
+from tests.runs import two_replicas
 from trainer import checkpoint, manifest
 
 RULES = ["--group=conv.* sgd 0.1 name=trunk from=2", "--group=.* sgd(momentum=0.9) 0.1 name=head"]
@@ -46,12 +47,13 @@ def source(place: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_trunk_is_restored_and_frozen_and_the_head_trains_from_its_own_start(
-    place: Path, source: dict[str, np.ndarray], replicas: int
+    place: Path, source: dict[str, np.ndarray], replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir = f"tuned{replicas}"
-    devices = ["--strategy=mirrored", "--devices=CPU:0,CPU:1"] if replicas == 2 else []
+    if replicas == 2:
+        two_replicas(monkeypatch)
     init = [f"--init_from={place / 'source'}", "--init_only=conv.*"]
-    steps = ["--train_for=4", "--save_every=2", *RULES, *devices]
+    steps = ["--train_for=4", "--save_every=2", *RULES]
     assert run.main(flags(place, workdir, *init, *steps)) == 0
     receipt = {r["name"]: r for r in json.loads((place / workdir / "restore.json").read_text())["variables"]}
     assert {n for n, r in receipt.items() if r["restored"]} == {n for n in source if n.startswith("conv")}
