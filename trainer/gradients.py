@@ -220,10 +220,10 @@ class Gradients:
         return tf.stack(parts)
 
 
-def staged(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+def staged(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with AutoGraph: a Python `if` or `for` on a tensor works in it and in what it calls."""
     try:
-        return function and tf.autograph.to_graph(function)
+        return tf.autograph.to_graph(function)
     except Exception:  # no source to be read, as for a lambda or a compiled module
         return function
 

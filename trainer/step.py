@@ -43,7 +43,6 @@ class Program:
         settings: Settings,
     ) -> None:
         self.strategy = strategy
-        self.module = module
         self.model = model
         self.state = state
         self.schedules = schedules
@@ -56,9 +55,16 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
-        own_loss, own_preprocess = staged(module.loss), staged(getattr(module, "preprocess", None))
-        assert own_loss is not None
-        self.half = Gradients(own_loss, own_preprocess, model, state, settings, self.replicas, self.stop)
+        preprocess = getattr(module, "preprocess", None)
+        self.half = Gradients(
+            staged(module.loss),
+            staged(preprocess) if preprocess else None,
+            model,
+            state,
+            settings,
+            self.replicas,
+            self.stop,
+        )
 
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         """The compiled loop of one phase: `(chunk, n) -> steps done`, n an int32 scalar tensor.
