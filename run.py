@@ -3,8 +3,8 @@
 import os
 import sys
 
-from trainer.command_line import parse
 from trainer.errors import UserError
+from trainer.flags.command_line import parse
 from trainer.noise import quiet_start
 
 
@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = parse(arguments)
         with quiet_start():
-            from trainer import modes  # imports TensorFlow, which a mistyped flag need not wait for
+            from trainer import modes
         return modes.run(config)
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)

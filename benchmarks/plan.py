@@ -63,7 +63,7 @@ def build(kind: str, layers: int) -> Any:
 def once(kind: str, layers: int) -> dict[str, float]:
     """One plan in this process: seconds by part."""
     import run
-    from trainer import contract, modes  # noqa: F401, imports are not what is measured
+    from trainer.model.module import build, check_loss
     from trainer.modes import plan  # noqa: F401
 
     spent: dict[str, float] = {}
@@ -78,8 +78,8 @@ def once(kind: str, layers: int) -> dict[str, float]:
 
         return call
 
-    contract.build = timed("build", contract.build)
-    contract.check_loss = timed("loss", contract.check_loss)
+    build = timed("build", build)
+    check_loss = timed("loss", check_loss)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--mode=plan", f"--model=benchmarks.plan(kind='{kind}', layers={layers})"]
         flags += ["--dataset=digits", f"--data_dir={folder}", "--train_for=1000", *RULES]

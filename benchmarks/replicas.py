@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.throughput import RATE, Loss, data, keras, mlp, tf
-from trainer import distribution, feeds, groups, optimizers, schedules
-from trainer.calls import Clock
-from trainer.gradients import Settings
-from trainer.state import TrainState
-from trainer.step import Program
-from trainer.variables import walk
+from trainer.data.feed import Resident, pack
+from trainer.devices.strategy import prepare, strategy_for
+from trainer.flags.calls import Clock
+from trainer.groups import optimizers, schedules
+from trainer.groups.rules import assign, parse_rules, phases, resolve
+from trainer.model.names import walk
+from trainer.training.gradients import Settings
+from trainer.training.program import Program
+from trainer.training.state import TrainState
 
 BATCH = 32
 TOTAL = 1 << 30
@@ -34,8 +37,8 @@ def ours(strategy: tf.distribute.Strategy, arrays: tuple[np.ndarray, np.ndarray]
         model = mlp()
         variables = walk(model)
         clock = Clock(len(x), BATCH, TOTAL)
-        rules = groups.parse_rules([f".* adam constant({RATE})"])
-        group = groups.resolve(groups.assign(rules, variables), clock, TOTAL)[0]
+        rules = parse_rules([f".* adam constant({RATE})"])
+        group = resolve(assign(rules, variables), clock, TOTAL)[0]
         mover = optimizers.GroupOptimizer(group, optimizers.make(group.rule.optimizer, ""), {}, frozenset())
         mover.build()
         state = TrainState(variables, [mover], ["accuracy"], False, False)
@@ -43,8 +46,8 @@ def ours(strategy: tf.distribute.Strategy, arrays: tuple[np.ndarray, np.ndarray]
     settings = Settings(batch=BATCH, on_nonfinite="halt")
     program = Program(strategy, Loss, model, state, rates, settings)
     layout = {"image": tf.TensorSpec(x.shape[1:], x.dtype), "label": tf.TensorSpec([], y.dtype)}
-    feed = feeds.Resident([_copies(strategy, a) for a in (x, y)], layout, len(x), BATCH, 0)
-    train = program.trainer(groups.phases([group], TOTAL)[0], feed)
+    feed = Resident([_copies(strategy, a) for a in (x, y)], layout, len(x), BATCH, 0)
+    train = program.trainer(phases([group], TOTAL)[0], feed)
 
     def run(steps: int) -> None:
         train(feed.chunk(int(state.step.numpy()), steps), tf.constant(steps)).numpy()
@@ -55,7 +58,7 @@ def ours(strategy: tf.distribute.Strategy, arrays: tuple[np.ndarray, np.ndarray]
 def _copies(strategy: tf.distribute.Strategy, array: np.ndarray) -> Any:
     def copy(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
         with tf.device(strategy.extended.worker_devices[context.replica_id_in_sync_group]):
-            return tf.constant(feeds.pack(array))
+            return tf.constant(pack(array))
 
     return strategy.experimental_distribute_values_from_function(copy)
 
@@ -124,9 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    distribution.prepare(2)
+    prepare(2)
     # One strategy for all: TensorFlow numbers collectives by strategy.
-    strategy, sentence = distribution.strategy_for("mirrored", "", BATCH, "auto", 2)
+    strategy, sentence = strategy_for("mirrored", "", BATCH, "auto", 2)
     arrays = data(28)
     contenders: dict[str, tuple[Callable[[], Trainer], int]] = {
         "this loop, resident": (lambda: ours(strategy, arrays), 1000),

@@ -20,12 +20,14 @@ with quiet_start():
     import keras
     import tensorflow as tf
 
-    from trainer import feeds, groups, optimizers, schedules
-    from trainer.calls import Clock
-    from trainer.gradients import Settings
-    from trainer.state import TrainState
-    from trainer.step import Program
-    from trainer.variables import walk
+    from trainer.data.feed import Resident, pack
+    from trainer.flags.calls import Clock
+    from trainer.groups import optimizers, schedules
+    from trainer.groups.rules import assign, parse_rules, phases, resolve
+    from trainer.model.names import walk
+    from trainer.training.gradients import Settings
+    from trainer.training.program import Program
+    from trainer.training.state import TrainState
 
 RATE = 1e-3
 CLIP = 1.0
@@ -84,7 +86,7 @@ def ours(build: Any, x: np.ndarray, y: np.ndarray, batch: int, count: int, guard
     rules = [f"({'|'.join(v.name for v in part)}) adam constant({RATE})" for part in parts(variables, count)]
     total = 1 << 30
     clock = Clock(len(x), batch, total)
-    resolved = groups.resolve(groups.assign(groups.parse_rules(rules), variables), clock, total)
+    resolved = resolve(assign(parse_rules(rules), variables), clock, total)
     made = [
         optimizers.GroupOptimizer(g, optimizers.make(g.rule.optimizer, ""), {}, frozenset()) for g in resolved
     ]
@@ -100,9 +102,9 @@ def ours(build: Any, x: np.ndarray, y: np.ndarray, batch: int, count: int, guard
     program = Program(tf.distribute.get_strategy(), Loss, model, state, rates, settings)
     arrays = {"image": x, "label": y}
     layout = {name: tf.TensorSpec(a.shape[1:], a.dtype) for name, a in arrays.items()}
-    packed = [tf.constant(feeds.pack(a)) for a in arrays.values()]
-    feed = feeds.Resident(packed, layout, len(x), batch, 0)
-    train = program.trainer(groups.phases(resolved, total)[0], feed)
+    packed = [tf.constant(pack(a)) for a in arrays.values()]
+    feed = Resident(packed, layout, len(x), batch, 0)
+    train = program.trainer(phases(resolved, total)[0], feed)
 
     def run(steps: int) -> None:
         train(feed.chunk(int(state.step.numpy()), steps), tf.constant(steps)).numpy()

@@ -17,7 +17,6 @@ from pathlib import Path
 
 # Imported once, and forked for every start before TensorFlow has started anything.
 import run
-from trainer import modes  # noqa: F401
 from trainer.modes import train  # noqa: F401
 
 FLAGS = (
@@ -139,7 +138,7 @@ def compare(whole: Path, killed: Path) -> None:
     if not pid:
         status = 1
         try:
-            from tests.runs import assert_same
+            from tests.support.runs import assert_same
 
             assert_same(whole, killed)
             status = 0

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import run
-from trainer import building, checkpoint, manifest
-from trainer.command_line import parse
+from trainer.checkpoints import checkpoint, manifest
+from trainer.flags.command_line import parse
+from trainer.run.build import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("conv1", "conv2", "dense1", "logits")
@@ -38,7 +39,7 @@ def weights(tmp_path: Path) -> dict[int, dict[str, np.ndarray]]:
 
 def start(arguments: list[str]) -> dict[str, np.ndarray]:
     """The values that a run of these flags starts from."""
-    values = {v.name: v.value.numpy() for v in building.build_model(parse(arguments)).variables}
+    values = {v.name: v.value.numpy() for v in build_model(parse(arguments)).variables}
     keras.backend.clear_session()
     return values
 

@@ -1,51 +1,52 @@
-"""The house of docs/design.md: each file imports lower floors only, and every file has a floor."""
+"""The house of docs/design.md: a package imports what its `__init__.py` says, and nothing imports upwards."""
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1] / "trainer"
+BASE = {"errors", "noise", "signals"}  # files beside the packages, which all may import
 
 
-def floors() -> dict[str, int]:
-    """`{module of trainer: floor}` as docs/design.md lists them."""
-    text = (ROOT / "docs" / "design.md").read_text().split("## One step")[0]
-    found: dict[str, int] = {}
-    for name, floor in re.findall(r"^      ([a-z_./]+)\s+(\d+)   ", text, re.MULTILINE):
-        found[name.removesuffix(".py").rstrip("/")] = int(floor)
-    return found
+def packages() -> dict[str, set[str]]:
+    """`{package: the packages that it says it imports}`, from the last sentence of its docstring."""
+    said = {}
+    for file in sorted(ROOT.glob("*/__init__.py")):
+        text = ast.get_docstring(ast.parse(file.read_text())) or ""
+        (names,) = re.findall(r"^Imports ([a-z, ]+)\.$", text, re.MULTILINE)
+        said[file.parent.name] = set(names.split(", ")) - {"errors"}
+    return said
 
 
 def imports(file: Path) -> set[str]:
-    """Modules of `trainer` that a file imports anywhere, packages by their first name."""
+    """Packages (and files beside them) of `trainer` that a file imports, anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "trainer":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainer."):
-            found.add(node.module.split(".")[1])
+            found.add((node.module or "").split(".")[1])
     return found
 
 
-def test_every_file_imports_lower_floors_only() -> None:
-    floor, wrong = floors(), []
-    files = [
-        f for f in (ROOT / "trainer").rglob("*.py") if f.relative_to(ROOT / "trainer") != Path("__init__.py")
-    ]
-    for file in files:
-        name = file.relative_to(ROOT / "trainer").parts[0].removesuffix(".py")
-        assert name in floor, f"{name} has no floor in docs/design.md"
-        for other in imports(file) - {name}:
-            if floor[other] >= floor[name]:
-                wrong.append(f"{name} ({floor[name]}) imports {other} ({floor[other]})")
-    assert not wrong, wrong
-    assert len(files) > 30
+def test_a_package_imports_what_it_says() -> None:
+    said, wrong = packages(), []
+    for name, allowed in said.items():
+        really: set[str] = set()
+        for file in (ROOT / name).rglob("*.py"):
+            really |= imports(file) - {name} - BASE
+        if really != allowed:
+            wrong.append(f"{name}: imports {sorted(really)}, says {sorted(allowed)}")
+    assert not wrong, "\n".join(wrong)
+    assert len(said) > 10
 
 
-def test_no_file_is_listed_that_is_not_there() -> None:
-    gone = [
-        n
-        for n in floors()
-        if not (ROOT / "trainer" / n).exists() and not (ROOT / "trainer" / f"{n}.py").exists()
-    ]
-    assert not gone
+def test_there_is_no_circle() -> None:
+    order = list(TopologicalSorter(packages()).static_order())
+    assert order[-1] == "modes"
+
+
+def test_what_lies_beside_the_packages_imports_none_of_them() -> None:
+    for name in BASE:
+        assert imports(ROOT / f"{name}.py") <= BASE

@@ -1,11 +1,14 @@
-"""One file per `--mode`: `run(config) -> exit status`, composed from the floors below."""
+"""What can be done, a file each: `run(config) -> exit status` of a `--mode`.
+
+Imports checkpoints, data, devices, flags, groups, model, readers, report, restore, run, training.
+"""
 
 import importlib
 
 import tensorflow as tf
 
-from trainer import cluster
-from trainer.config import Config
+from trainer.devices import cluster
+from trainer.flags.config import Config
 
 # Looks for a driver, and says so on file descriptor 2, the first time.
 tf.config.list_physical_devices()

@@ -1,11 +1,14 @@
 """`--mode=evaluate`: a checkpoint, or `--init_from`, on the evaluation split; trains nothing."""
 
-from trainer import building, distribution, evaluation, saved
-from trainer.config import Config
+from trainer.devices.strategy import is_chief
 from trainer.errors import UserError
-from trainer.loop import evaluate
-from trainer.report import Reporter
+from trainer.flags.config import Config
+from trainer.report.screen import Reporter
+from trainer.run.build import build_model, check_dataset, open_data
+from trainer.run.evaluation import feed, make_program
+from trainer.run.weights import find
 from trainer.signals import stopping
+from trainer.training.loop import evaluate
 
 
 def run(config: Config) -> int:
@@ -17,18 +20,18 @@ def run(config: Config) -> int:
     if config.eval_split == "none":
         raise UserError("--eval_split=none: --mode=evaluate needs a split to evaluate on.")
     with stopping():  # there is nothing to save: a signal ends it at once
-        config, weights, told = saved.find(config)
-        building.check_dataset(config)
-        built = building.build_model(config)
-        reporter = Reporter(None, 1, 1, quiet=not distribution.is_chief(built.strategy))
-        dataset, metrics = building.open_data(config, built, frozenset())
+        config, weights, told = find(config)
+        check_dataset(config)
+        built = build_model(config)
+        reporter = Reporter(None, 1, 1, quiet=not is_chief(built.strategy))
+        dataset, metrics = open_data(config, built, frozenset())
         for sentence in (built.engine, *dataset.notes, *told):
             reporter.note(sentence)
         origin = weights.assign(config, built, reporter)
         dataset.prepare()
         dataset.size(config.eval_split, "--eval_split")
-        program = evaluation.program(config, built, metrics)
-        examples = evaluation.feed(config, built, dataset)
+        program = make_program(config, built, metrics)
+        examples = feed(config, built, dataset)
         assert examples is not None
         values = evaluate(program, program.evaluator(examples), examples)
         rows = [("weights", origin), ("data", f"{dataset.full_name} ({config.eval_split})"), *values.items()]

@@ -20,12 +20,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import building, contract, pipelines, saved
-from trainer.building import Built
-from trainer.config import Config
-from trainer.data import Dataset
+from trainer.data.sources.tfds import Dataset
+from trainer.data.streaming import load
 from trainer.errors import UserError, listing
-from trainer.report import Reporter
+from trainer.flags.config import Config
+from trainer.model.module import guarded
+from trainer.report.screen import Reporter
+from trainer.run.build import Built, build_model, check_dataset, open_data
+from trainer.run.weights import find
 from trainer.signals import stopping
 
 Batch = dict[str, Any]
@@ -40,12 +42,12 @@ def run(config: Config) -> int:
     """
     target = _target(config)
     with stopping():
-        config, weights, told = saved.find(config)
-        building.check_dataset(config)
+        config, weights, told = find(config)
+        check_dataset(config)
         one = dataclasses.replace(config, strategy="one", devices="", virtual_devices=0, communication="auto")
-        built = building.build_model(one)
+        built = build_model(one)
         reporter = Reporter(None, 1, 1)
-        dataset, _ = building.open_data(one, built, frozenset())
+        dataset, _ = open_data(one, built, frozenset())
         for sentence in (f"{built.engine}, for the export", *dataset.notes, *told):
             reporter.note(sentence)
         origin = weights.assign(config, built, reporter)
@@ -128,7 +130,7 @@ def _arguments(config: Config, model: Any, batch: Batch) -> tuple[list[Any], Bat
 def _signature(serve: Serve, spec: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
     """The features on which the outputs depend, [B, ...]: a label, say, is not among them."""
     batched = tf.nest.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), dict(spec))
-    traced = contract.guarded(
+    traced = guarded(
         lambda: tf.function(serve).get_concrete_function(batched), "--mode=export: calling the model"
     )
     found, todo = set(), [tensor.op for tensor in traced.outputs]
@@ -165,7 +167,7 @@ def _examples(config: Config, dataset: Dataset, decode: Any, signature: Mapping[
         return {k: np.zeros([2, *s.shape[1:]], s.dtype.as_numpy_dtype) for k, s in signature.items()}
     split = config.train_split.partition("[")[0].partition("+")[0]
     count = min(8, dataset.size(split) or 0)
-    arrays = pipelines.load(dataset, f"{split}[:{count}]", decode)
+    arrays = load(dataset, f"{split}[:{count}]", decode)
     return {name: arrays[name] for name in signature}
 
 
@@ -193,7 +195,7 @@ def _save(
     concrete = serving_default.get_concrete_function(**named)
     holder.serve(examples)  # once before, so that what an output draws at random comes out another
     wanted = holder.serve(examples)
-    contract.guarded(
+    guarded(
         lambda: tf.saved_model.save(holder, str(aside), signatures={"serving_default": concrete}),
         "--mode=export: saving the model",
     )

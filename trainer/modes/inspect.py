@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer import init_rules, restore
-from trainer.config import Config
 from trainer.errors import UserError, listing
-from trainer.propose import propose
+from trainer.flags.config import Config
 from trainer.readers import Source, open_source
-from trainer.report import Reporter
+from trainer.report.screen import Reporter
+from trainer.restore.match import match
+from trainer.restore.propose import propose
+from trainer.restore.rules import Rules, of
 
 
 def run(config: Config) -> int:
@@ -21,7 +22,7 @@ def run(config: Config) -> int:
     """
     if not config.init_from:
         raise UserError("--mode=inspect: names no file. Add --init_from=PATH.")
-    rules = init_rules.of(config)
+    rules = of(config)
     source = open_source(config.init_from, config.init_weights)
     reporter = Reporter(None, 0, 1)
     title = f"{source.path}: {source.kind}"
@@ -54,12 +55,12 @@ def _statistics(array: np.ndarray) -> tuple[Any, ...]:
         return tuple(float(value) for value in (wide.mean(), wide.std(), wide.min(), wide.max()))
 
 
-def _fit(config: Config, source: Source, rules: init_rules.Rules, reporter: Reporter) -> None:
+def _fit(config: Config, source: Source, rules: Rules, reporter: Reporter) -> None:
     # Only here: without a model no device is touched.
-    from trainer.building import build_model
+    from trainer.run.build import build_model
 
     variables = build_model(config).variables
-    matched = restore.match(variables, source, rules)
+    matched = match(variables, source, rules)
     if not matched.problems:
         reporter.note(
             f"It fits --model={config.model} under the --init_* rules as they are given: "

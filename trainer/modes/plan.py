@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, distribution, manifest, resume, setup
-from trainer import plan as plans
-from trainer.config import Config
+from trainer.checkpoints import checkpoint, manifest
+from trainer.devices.strategy import is_chief
 from trainer.errors import UserError
-from trainer.report import Reporter
+from trainer.flags.config import Config
+from trainer.groups import plan as plans
+from trainer.report.screen import Reporter
+from trainer.run import resume
+from trainer.run.assemble import assemble
 
 
 def run(config: Config) -> int:
@@ -20,8 +23,8 @@ def run(config: Config) -> int:
     """
     directory = Path(config.workdir).expanduser() / "checkpoints" if config.workdir else None
     there = bool(directory and manifest.scan(directory))
-    made = setup.assemble(config, only_plan=True, resumes=there)
-    chief = distribution.is_chief(made.built.strategy)
+    made = assemble(config, only_plan=True, resumes=there)
+    chief = is_chief(made.built.strategy)
     reporter = Reporter(None, made.total, made.total, quiet=not chief)
     for note in (made.built.engine, *made.dataset.notes):
         reporter.note(note)

@@ -9,18 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer import evaluation, manifest, resume, session, setup, signals, workers
-from trainer.command_line import flagfile
-from trainer.config import Config
-from trainer.lock import Lock
-from trainer.loop import Loop, Result
+from trainer import signals
+from trainer.checkpoints import manifest
+from trainer.checkpoints.lock import Lock
+from trainer.devices.agreement import check_same, digests, from_first
+from trainer.devices.strategy import is_chief
+from trainer.flags.command_line import flagfile
+from trainer.flags.config import Config
 from trainer.modes.plan import show
-from trainer.report import Reporter
-from trainer.resume import Resume
-from trainer.session import Checkpoints
-from trainer.setup import Run
+from trainer.report.screen import Reporter
+from trainer.run import resume
+from trainer.run.assemble import Run, assemble, make_program, workdir_of
+from trainer.run.evaluation import evaluator, feed
+from trainer.run.resume import Resume
+from trainer.run.session import Checkpoints, initialise, newest, training_feed
 from trainer.signals import Stop, stopping
-from trainer.step import Program
+from trainer.training.loop import Loop, Result
+from trainer.training.program import Program
 
 
 def run(config: Config) -> int:
@@ -31,25 +36,26 @@ def run(config: Config) -> int:
       UserError: the run cannot start or go on as asked.
     """
     began = time.perf_counter()
-    workdir = setup.workdir(config)
+    workdir = workdir_of(config)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping())
-        made = setup.assemble(config, resumes=bool(manifest.scan(workdir / "checkpoints")))
+        made = assemble(config, resumes=bool(manifest.scan(workdir / "checkpoints")))
         stop.catch()
-        chief, strategy = session.chief(made), made.built.strategy
-        workers.from_first(strategy, lambda: str(stack.enter_context(Lock(workdir)).workdir.name))
+        strategy = made.built.strategy
+        chief = is_chief(strategy)
+        from_first(strategy, lambda: str(stack.enter_context(Lock(workdir)).workdir.name))
         reporter = Reporter(
             workdir if chief else None, made.total, made.total / epochs(made), quiet=not chief
         )
         stack.callback(reporter.close)
         for note in (made.built.engine, *made.dataset.notes):
             reporter.note(note)
-        entry = session.newest(workdir / "checkpoints", reporter, strategy)
+        entry = newest(workdir / "checkpoints", reporter, strategy)
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and _finished(resumed, reporter):
             return 0
         plan = {key: json.dumps(value) for key, value in (resumed.run if resumed else made).plan().items()}
-        workers.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
+        check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
         return _train(workdir, made, resumed, reporter, stop, began)
 
 
@@ -62,26 +68,26 @@ def _train(
     workdir: Path, made: Run, resumed: Resume | None, reporter: Reporter, stop: Stop, began: float
 ) -> int:
     made = resumed.run if resumed else made
-    config, chief = made.config, session.chief(made)
+    config, chief = made.config, is_chief(made.built.strategy)
     sources: dict[str, str] = {}
     if config.init_from and not resumed:
-        sources = session.initialise(config, made.built, reporter, workdir if chief else None)
-    program = setup.program(made)
+        sources = initialise(config, made.built, reporter, workdir if chief else None)
+    program = make_program(made)
     if resumed:
         told = resumed.restore(program)
         sources = dict.fromkeys((v.name for v in made.built.variables), resumed.entry.path.name)
         reporter.note(resume.note(resumed, program, told))
     both = ("raw", "ema") if config.ema is not None else ("raw",)
-    examples = evaluation.feed(config, made.built, made.dataset)
+    examples = feed(config, made.built, made.dataset)
     plan = made.plan(sources)
     saved = Checkpoints(workdir / "checkpoints", program, made, reporter, plan)
     loop = Loop(
         program,
         made.phases,
         made.events,
-        session.training_feed(made),
+        training_feed(made),
         reporter,
-        evaluation.evaluator(examples, program, reporter, both),
+        evaluator(examples, program, reporter, both),
         saved.save if chief else lambda step, metrics: None,
         made.total / epochs(made),
         evaluate_first=bool(resumed and resumed.unevaluated),
@@ -108,8 +114,8 @@ def _train(
 
 def _check_workers(program: Program, what: str, remedy: str) -> None:
     """Several workers: that all hold the same state, bit for bit."""
-    state = workers.digests(program.strategy, program.state.named())
-    workers.check_same(program.strategy, state, what, remedy)
+    state = digests(program.strategy, program.state.named())
+    check_same(program.strategy, state, what, remedy)
 
 
 def _finished(resumed: Resume, reporter: Reporter) -> bool:

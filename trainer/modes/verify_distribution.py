@@ -14,15 +14,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import building, session, setup
-from trainer.building import Built, Engine
-from trainer.config import Config
 from trainer.errors import UserError, listing
-from trainer.groups import Phase
-from trainer.report import Reporter
-from trainer.setup import Run
+from trainer.flags.config import Config
+from trainer.groups.rules import Phase
+from trainer.report.screen import Reporter
+from trainer.run.assemble import Run, assemble, make_program
+from trainer.run.build import Built, Engine, engine
+from trainer.run.session import initialise, training_feed
 from trainer.signals import stopping
-from trainer.step import Program
+from trainer.training.program import Program
 
 Values = dict[str, np.ndarray]
 Compared = tuple[str, str, float, float, str]  # kind, name, difference, its limit, remark
@@ -91,9 +91,9 @@ def run(config: Config) -> int:
     with stopping():
         virtual = config.virtual_devices or (0 if config.devices else 2)
         config = dataclasses.replace(config, strategy="mirrored", virtual_devices=virtual)
-        many = building.engine(config)
+        many = engine(config)
         first = config.devices.split(",")[0] or "CPU:0"
-        alone = building.engine(dataclasses.replace(config, strategy="one", devices=first))
+        alone = engine(dataclasses.replace(config, strategy="one", devices=first))
         reporter = Reporter(None, 1, 1)
         one, other = _sides(config, alone, many, reporter)
         if one.run.total < config.verify_steps:
@@ -126,12 +126,12 @@ def _sides(config: Config, alone: Engine, many: Engine, reporter: Reporter) -> t
 
 
 def _side(config: Config, on: Engine) -> Side:
-    made = setup.assemble(config, on=on)
+    made = assemble(config, on=on)
     if config.init_from:
-        session.initialise(config, made.built, Reporter(None, 1, 1, quiet=True), None)
+        initialise(config, made.built, Reporter(None, 1, 1, quiet=True), None)
     built = dataclasses.replace(made.built, module=_comparable(made.built))
     made = dataclasses.replace(made, built=built)
-    return Side(made, setup.program(made), session.training_feed(made))
+    return Side(made, make_program(made), training_feed(made))
 
 
 def unlike(built: Built) -> list[str]:

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from trainer import building, checkpoint, resume, session, setup
-from trainer.building import Engine
-from trainer.config import Config
+from trainer.checkpoints import checkpoint
 from trainer.errors import UserError
-from trainer.report import Reporter
-from trainer.session import Checkpoints
+from trainer.flags.config import Config
+from trainer.report.screen import Reporter
+from trainer.run import resume
+from trainer.run.assemble import assemble, make_program
+from trainer.run.build import Engine, engine
+from trainer.run.session import Checkpoints, initialise, training_feed
 from trainer.signals import stopping
 
 State = dict[str, np.ndarray]
@@ -27,7 +29,7 @@ def run(config: Config) -> int:
       UserError: such a run cannot start.
     """
     with stopping(), tempfile.TemporaryDirectory(prefix="verify_resume-") as folder:
-        on = building.engine(config)
+        on = engine(config)
         reporter = Reporter(None, 1, 1)
         reporter.note(on[1])
         steps, half = config.verify_steps, config.verify_steps // 2
@@ -49,7 +51,7 @@ def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
     """Goes on from the newest checkpoint of `directory`, if any, up to step `stop` and saves; the state."""
     quiet = Reporter(None, 1, 1, quiet=True)
     entry, _ = checkpoint.newest(directory)
-    run = setup.assemble(config, on=on, resumes=entry is not None)
+    run = assemble(config, on=on, resumes=entry is not None)
     if run.total < stop:
         raise UserError(
             f"--verify_steps={stop}: the run has {run.total} steps. Give fewer (2 or more), or a longer "
@@ -58,11 +60,11 @@ def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
     resumed = resume.resume(run, entry, accept=False) if entry else None
     run = resumed.run if resumed else run
     if config.init_from and not resumed:
-        session.initialise(config, run.built, quiet, None)
-    program = setup.program(run)
+        initialise(config, run.built, quiet, None)
+    program = make_program(run)
     if resumed:
         resumed.restore(program)
-    feed, start = session.training_feed(run), resumed.entry.step if resumed else 0
+    feed, start = training_feed(run), resumed.entry.step if resumed else 0
     for phase in run.phases:
         first, last = max(start, phase.start), min(stop, phase.stop)
         if first < last:

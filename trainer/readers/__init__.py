@@ -9,6 +9,8 @@ The format is recognised by what the file holds. Each format is a file of this p
 | TF1 name-based, V2 format | as stored, see `tf_checkpoint.py` |
 | Keras `.weights.h5`, `.keras`, legacy `.h5` | layer and variable names, see `keras_h5.py` |
 | `.safetensors`, `.npz` | as stored |
+
+Imports checkpoints.
 """
 
 import zipfile

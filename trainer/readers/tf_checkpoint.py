@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from trainer import manifest
+from trainer.checkpoints import manifest
+from trainer.checkpoints.manifest import Entry
 from trainer.errors import UserError, listing
-from trainer.manifest import Entry
 from trainer.readers import object_graph, tf_index
 from trainer.readers.source import Source, Spec, damaged, is_state, refuse
 

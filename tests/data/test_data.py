@@ -1,0 +1,642 @@
+"""Where data come from, in which order, and that replicas, workers and resumes change nothing."""
+
+import gzip
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from trainer.data.feed import GATHERED, MASK, Resident, order, pack, unpack
+from trainer.data.sources.tfds import Dataset, find_builder, open_dataset
+from trainer.data.streaming import _room, eval_feed, load, residency, train_feed
+from trainer.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+MNIST = ROOT.parent / "shared/data/mnist"
+SIZE = 103  # in five files: ragged everywhere
+
+
+def pixels(number):
+    return (np.arange(12) * 7 + number).astype(np.uint8).reshape(4, 3, 1)
+
+
+class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Examples that can be told apart, with every kind of type: image = pixels(number)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "number": tfds.features.Scalar(np.int64),
+            "image": tfds.features.Image(shape=(4, 3, 1)),
+            "pair": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            "small": tfds.features.Scalar(np.int32),
+            "id": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(SIZE), "test": self._generate_examples(22)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            pair = np.array([i, -i], np.float32)
+            image = pixels(i)
+            yield i, {"number": i, "image": image, "pair": pair, "small": -i, "id": f"n{i}"}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    builder = Toy(data_dir=tmp_path_factory.mktemp("toy"))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
+    return Dataset("toy", builder)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    dataset = open_dataset("digits", str(tmp_path_factory.mktemp("digits")))
+    assert not dataset.prepared and dataset.size("train") is None
+    dataset.prepare()
+    return dataset
+
+
+def strategy_of(replicas):
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def drawer(feed, strategy, parts=1):
+    """The compiled loop of a trainer: run(chunk, n) -> {name: [n, batch, ...]} from all replicas."""
+
+    def replica_fn(drawn):
+        context = tf.distribute.get_replica_context()
+        replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
+        takes = [feed.take(drawn, a * replicas + replica, parts * replicas) for a in range(parts)]
+        return tf.nest.map_structure(lambda *values: tf.stack(values), *takes)
+
+    def together(values):  # [replicas][parts, rows, ...] to [batch, ...], the rows in order
+        rows = tf.concat(strategy.experimental_local_results(values), axis=1)
+        return tf.reshape(rows, [feed.batch, *rows.shape[2:]])
+
+    @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)])
+    def run(chunk, n):
+        arrays = [tf.TensorArray(dtype, size=n) for dtype in dtypes]
+        for i in tf.range(n):
+            out = strategy.run(replica_fn, args=(feed.draw(chunk, i),))
+            arrays = [array.write(i, together(out[name])) for array, name in zip(arrays, names, strict=True)]
+        return {name: array.stack() for name, array in zip(names, arrays, strict=True)}
+
+    if isinstance(feed, Resident):
+        spec = dict(feed.layout, **({MASK: tf.TensorSpec([], tf.float32)} if feed.steps else {}))
+    else:
+        spec = feed.element_spec
+    names, dtypes = list(spec), [spec[name].dtype for name in spec]
+    return run
+
+
+def draw(feed, strategy, step, sizes, parts=1):
+    """All batches of consecutive chunks: {name: [steps, batch, ...]}."""
+    run, got = drawer(feed, strategy, parts), []
+    for n in sizes:
+        got.append(run(feed.chunk(step, n), n))
+        step += n
+    assert run.experimental_get_tracing_count() == 1
+    return {name: np.concatenate([g[name] for g in got]) for name in got[0]}
+
+
+def check_rows(batches):
+    """Every part of every example belongs to its number."""
+    for index in np.ndindex(batches["number"].shape):
+        number = batches["number"][index]
+        np.testing.assert_array_equal(batches["image"][index], pixels(number))
+        np.testing.assert_array_equal(batches["pair"][index], [number, -number])
+        assert batches["small"][index] == -number
+        assert batches["id"][index] == b"n%d" % number
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+def test_order_by_hand():
+    def epoch(number):
+        raw = np.random.Philox(key=np.array([7, number], np.uint64)).random_raw(10)
+        return sorted(range(10), key=lambda i: raw[i])
+
+    stream = epoch(0) + epoch(1) + epoch(2)
+    assert order(7, 10, 0, 30).tolist() == stream
+    for start, count in [(0, 3), (8, 5), (10, 10), (9, 21), (29, 1), (4, 0)]:
+        assert order(7, 10, start, count).tolist() == stream[start : start + count]
+
+
+def test_order_stays_what_it_was():
+    # A resumed run relies on it: these numbers may never change.
+    assert order(0, 8, 0, 16).tolist() == [0, 2, 1, 5, 4, 3, 6, 7, 5, 3, 7, 2, 4, 1, 0, 6]
+
+
+def test_order_is_a_fresh_permutation_each_epoch_and_seed():
+    first, second, other = (order(s, 1000, k, 1000) for s, k in [(1, 0), (1, 1000), (2, 0)])
+    for epoch in (first, second, other):
+        assert sorted(epoch) == list(range(1000))
+    for a, b in [(first, second), (first, other), (second, other), (first[:-1], first[1:])]:
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.12
+
+
+# --- feeds ---------------------------------------------------------------------------------------
+
+
+def feed_of(way, toy, batch=8, **options):
+    return train_feed(way, toy, "train", None, options.pop("strategy", strategy_of(1)), batch, 5, **options)
+
+
+def test_resident_draws_the_rows_of_order(toy):
+    arrays = load(toy, "train", None)
+    got = draw(feed_of("resident", toy), strategy_of(1), 0, [3, 20, 1])
+    check_rows(got)
+    expected = arrays["number"][order(5, SIZE, 0, 24 * 8)].reshape(24, 8)
+    np.testing.assert_array_equal(got["number"], expected)
+
+
+@pytest.mark.parametrize("way", ["resident", "streaming"])
+def test_every_example_once_per_epoch_and_batches_cross_epochs(way, toy):
+    got = draw(feed_of(way, toy), strategy_of(1), 0, [13, 26])
+    check_rows(got)
+    numbers = got["number"].ravel()
+    epochs = [numbers[:SIZE], numbers[SIZE : 2 * SIZE], numbers[2 * SIZE : 3 * SIZE]]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(SIZE))
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+
+
+@pytest.mark.parametrize("way", ["resident", "streaming"])
+def test_replicas_draw_the_same_batches(way, toy):
+    one = draw(feed_of(way, toy), strategy_of(1), 0, [7, 12])
+    for replicas in (2, 4) if way == "resident" else (2,):
+        strategy = strategy_of(replicas)
+        many = draw(feed_of(way, toy, strategy=strategy), strategy, 0, [12, 7])
+        for name in one:
+            np.testing.assert_array_equal(one[name], many[name])
+
+
+@pytest.mark.parametrize("way", ["resident", "streaming"])
+@pytest.mark.parametrize("step", [12, 13, 70])
+def test_resume_at_any_step(way, step, toy):
+    whole = draw(feed_of(way, toy), strategy_of(1), 0, [75])
+    resumed = draw(feed_of(way, toy), strategy_of(1), step, [2, 3])
+    np.testing.assert_array_equal(whole["number"][step : step + 5], resumed["number"])
+
+
+@pytest.mark.parametrize("way", ["resident", "streaming"])
+def test_order_ignores_global_seeds(way, toy):
+    got = []
+    for seed in (1, 2):
+        tf.keras.utils.set_random_seed(seed)
+        got.append(draw(feed_of(way, toy), strategy_of(1), 0, [20])["number"])
+    np.testing.assert_array_equal(*got)
+
+
+@pytest.mark.parametrize("way", ["resident", "streaming"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_accumulated_batches_are_slices(way, replicas, toy):
+    plain = draw(feed_of(way, toy, batch=4), strategy_of(1), 0, [9])
+    strategy = strategy_of(replicas)
+    feed = feed_of(way, toy, batch=12, strategy=strategy, accumulate=3)
+
+    def replica_fn(drawn, a):
+        context = tf.distribute.get_replica_context()
+        count = context.num_replicas_in_sync
+        return feed.take(drawn, a * count + context.replica_id_in_sync_group, 3 * count)["number"]
+
+    @tf.function
+    def run(chunk):
+        got = tf.TensorArray(tf.int64, size=9)
+        for i in tf.range(3):
+            drawn = feed.draw(chunk, i)
+            for a in tf.range(3):
+                out = strategy.run(replica_fn, args=(drawn, a))
+                values = strategy.experimental_local_results(out)
+                got = got.write(i * 3 + a, tf.concat(values, axis=0))
+        return got.stack()
+
+    np.testing.assert_array_equal(run(feed.chunk(0, 3)), plain["number"])
+
+
+def test_part_that_does_not_divide_is_refused(toy):
+    feed = feed_of("resident", toy)
+    with pytest.raises(ValueError, match="8 rows cannot be cut into 3"):
+        feed.take(feed.draw(feed.chunk(0, 1), 0), 0, 3)
+
+
+def test_streaming_keeps_one_iterator(toy):
+    feed = feed_of("streaming", toy)
+    first = feed.chunk(0, 2)
+    run = drawer(feed, strategy_of(1))
+    run(first, 2)
+    assert feed.chunk(2, 3) is first
+    run(first, 1)  # broken off after one of three steps
+    resumed = feed.chunk(3, 1)
+    assert resumed is not first
+    expected = draw(feed_of("streaming", toy), strategy_of(1), 3, [1])
+    np.testing.assert_array_equal(run(resumed, 1)["number"], expected["number"])
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_decode_only_their_rows(workers, toy):
+    """Rows of each worker, by hand: 16 rows are 2 batches of 8, worker w has 8 / workers of each."""
+    whole = draw(feed_of("streaming", toy, batch=16), strategy_of(1), 400, [10])["number"]
+    each = 8 // workers
+    for worker in range(workers):
+        seen = []
+
+        def decode(example, seen=seen):
+            number = tf.numpy_function(lambda n: seen.append(int(n)) or n, [example["number"]], tf.int64)
+            return {"number": tf.ensure_shape(number, [])}
+
+        feed = train_feed("streaming", toy, "train", decode, strategy_of(1), 16, 5, (worker, workers), 2)
+        iterator = feed.chunk(400, 10)
+        for k in range(10):
+            drawn = feed.draw(iterator, k)
+            for a in (0, 1):
+                part = a * workers + worker  # as with one replica per worker
+                mine = whole[k, a * 8 + worker * each :][:each]
+                np.testing.assert_array_equal(feed.take(drawn, part, 2 * workers)["number"], mine)
+                if each == 4:  # two replicas per worker
+                    half = feed.take(drawn, tf.constant(2 * part + 1), 4 * workers)["number"]
+                    np.testing.assert_array_equal(half, mine[2:])
+        # 10 batches and what was prefetched; nothing of the 400 skipped, of the others' rows little.
+        assert len(seen) < 10 * 2 * each + 500
+
+
+def test_decode_is_applied_and_spec_needs_no_reading(toy, monkeypatch):
+    def decode(example):
+        return {"x": tf.cast(example["image"], tf.float32) / 255, "y": {"n": example["number"]}}
+
+    monkeypatch.setattr(tf.data, "TFRecordDataset", None)
+    spec = toy.element_spec(decode)
+    assert spec["x"] == tf.TensorSpec([4, 3, 1], tf.float32)
+    assert spec["y"]["n"] == tf.TensorSpec([], tf.int64)
+    monkeypatch.undo()
+    for way in ("resident", "streaming"):
+        feed = train_feed(way, toy, "train[:50%]", decode, strategy_of(1), 4, 0)
+        got = feed.take(feed.draw(feed.chunk(3, 1), 0), 0, 1)
+        expected = [pixels(n) / 255 for n in got["y"]["n"].numpy()]
+        np.testing.assert_allclose(got["x"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("split", ["train[10:60]", "train[90%:]", "train[:20]+test"])
+def test_parts_of_splits(split, toy):
+    expected = {int(n) for n in load(toy, split, None)["number"]}
+    size = toy.size(split)
+    for way in ("resident", "streaming"):
+        feed = train_feed(way, toy, split, None, strategy_of(1), 1, 0)
+        numbers = draw(feed, strategy_of(1), 0, [size])["number"]
+        assert len(numbers) == size and set(numbers.ravel().tolist()) == expected
+
+
+def test_shuffles_in_blocks_reach_every_example(toy, monkeypatch):
+    monkeypatch.setattr("trainer.data.streaming.BLOCK_BYTES", 1)
+    big = train_feed("streaming", toy, "train", None, strategy_of(1), SIZE, 0)
+    got = draw(big, strategy_of(1), 0, [2])["number"]
+    assert sorted(got[0]) == sorted(got[1]) == list(range(SIZE))
+
+
+@pytest.mark.parametrize("way", ["resident", "streaming"])
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("batch", [4, 32])
+def test_evaluation_has_every_example_once(way, replicas, batch, toy):
+    strategy = strategy_of(replicas)
+    feed = eval_feed(way, toy, "test", None, strategy, batch)
+    assert feed.steps == -(-22 // batch)
+    expected = load(toy, "test", None)["number"]
+    run = drawer(feed, strategy)
+    for _ in range(2):  # an evaluation can be had again
+        got = run(feed.chunk(0, feed.steps), feed.steps)
+        numbers, mask = got["number"].numpy().ravel(), got[MASK].numpy().ravel()
+        np.testing.assert_array_equal(numbers[:22], expected)
+        np.testing.assert_array_equal(mask, np.arange(len(mask)) < 22)
+        np.testing.assert_array_equal(numbers[22:], expected[0])
+        check_rows({name: value.numpy() for name, value in got.items()})
+
+
+def test_evaluation_over_workers(toy):
+    whole = eval_feed("streaming", toy, "test", None, strategy_of(1), 8)
+    reference = draw(whole, strategy_of(1), 0, [3])
+    for worker in (0, 1):
+        feed = eval_feed("streaming", toy, "test", None, strategy_of(1), 8, (worker, 2))
+        iterator = feed.chunk(0, 3)
+        for k in range(3):
+            got = feed.take(feed.draw(iterator, k), worker, 2)
+            rows = slice(4 * worker, 4 * worker + 4)
+            np.testing.assert_array_equal(got["number"], reference["number"][k, rows])
+            np.testing.assert_array_equal(got[MASK], reference[MASK][k, rows])
+
+
+@pytest.mark.parametrize(
+    "dtype", "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float64".split()
+)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 8)])
+def test_pack_and_unpack(dtype, shape):
+    rng = np.random.default_rng(0)
+    array = (rng.random((6, *shape)) * 200 - 100).astype(dtype)
+    packed = pack(array)
+    back = unpack(tf.gather(packed, [4, 1]), tf.TensorSpec(shape, dtype))
+    np.testing.assert_array_equal(back, array[[4, 1]])
+    assert tf.as_dtype(packed.dtype) in GATHERED
+
+
+def test_a_gpu_can_gather_what_is_packed():
+    from tensorflow.python.framework import kernels
+
+    registered = kernels.get_registered_kernels_for_op("GatherV2").kernel
+    on_gpu = {
+        constraint.allowed_values.list.type[0]
+        for kernel in registered
+        for constraint in kernel.constraint
+        if kernel.device_type == "GPU" and constraint.name == "Tparams"
+    }
+    if not on_gpu:
+        pytest.skip("this TensorFlow has no GPU kernels")
+    assert {t.as_datatype_enum for t in GATHERED if t != tf.string} <= on_gpu
+
+
+def test_residency(toy, monkeypatch):
+    def choose(asked):
+        return residency(asked, toy, "train", None, strategy_of(1))
+
+    # 103 x (8 number, 12 image, 8 pair, 4 small, 64 for a string) bytes
+    monkeypatch.setattr("trainer.data.streaming._room", lambda devices: 103 * 96)
+    assert [choose(a) for a in ("auto", "resident", "streaming")] == [
+        "resident",
+        "resident",
+        "streaming",
+    ]
+    monkeypatch.setattr("trainer.data.streaming._room", lambda devices: 103 * 96 - 1)
+    assert choose("auto") == "streaming"
+    with pytest.raises(UserError, match=r"--data_residency=resident: toy train takes .* MiB"):
+        choose("resident")
+    monkeypatch.setattr(type(toy.builder.info), "file_format", tfds.core.FileFormat.RIEGELI)
+    with pytest.raises(UserError, match="prepared as riegeli"):
+        choose("auto")
+
+
+def test_room_is_shared_by_the_replicas_of_a_host():
+    one, two = _room(("CPU:0",)), _room(("CPU:0", "CPU:1"))
+    assert 1 << 20 < one < 1 << 50
+    assert two == pytest.approx(one / 2, rel=0.2)
+
+
+def test_shapes_that_vary_are_refused(toy, monkeypatch):
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3))})
+    monkeypatch.setattr(Dataset, "features", features)
+    with pytest.raises(UserError, match=r"cannot be batched.*decode"):
+        toy.element_spec()
+    assert toy.element_spec(lambda e: {"x": tf.image.resize(e["image"], (2, 2))})
+    with pytest.raises(UserError, match="not a dict"):
+        toy.element_spec(lambda e: tf.zeros([2]))
+
+
+# --- where data come from ------------------------------------------------------------------------
+
+
+def test_digits(digits):
+    assert (digits.size("train"), digits.size("test")) == (1437, 360)
+    assert digits.size("train[:50%]") in (718, 719)
+    arrays = load(digits, "train+test", None)
+    assert arrays["image"].shape == (1797, 28, 28, 1) and arrays["image"].dtype == np.uint8
+    counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # of the published set
+    assert np.bincount(arrays["label"]).tolist() == counts
+    ink = arrays["image"][..., 0].astype(float)
+    for axis in (1, 2):  # centred by mass, as MNIST is, where the edge allows it
+        middle = (ink.sum(3 - axis) @ np.arange(28)) / ink.sum((1, 2))
+        assert np.abs(middle - 13.5).max() < 1.6
+
+
+def test_digits_are_enlarged_exactly():
+    found = find_builder("digits", "", "--dataset")
+    enlarge = sys.modules[type(found).__module__].enlarge
+    flat = enlarge(np.full((8, 8), 16, np.uint8))[..., 0]
+    assert flat.sum() == 255 * 400 and (flat[4:24, 4:24] == 255).all()
+    scan = np.zeros((8, 8), np.uint8)
+    scan[3, 4] = 16
+    # Bilinear by hand: pixel i of 20 lies at (i + 0.5) / 2.5 - 0.5 of 8.
+    weight = [np.maximum(0, 1 - np.abs((np.arange(20) + 0.5) / 2.5 - 0.5 - k)) for k in (3, 4)]
+    expected = np.floor(np.outer(*weight) * 255 + 0.5 + 1e-9)
+    got = enlarge(scan)[..., 0]
+    rows, columns = np.nonzero(got)
+    corner = got[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    r, c = np.nonzero(expected)
+    np.testing.assert_array_equal(corner, expected[r.min() : r.max() + 1, c.min() : c.max() + 1])
+
+
+def test_unknown_names(tmp_path):
+    def message(*args, **kwargs):
+        with pytest.raises(UserError) as error:
+            open_dataset(*args, **kwargs)
+        return str(error.value)
+
+    where = str(tmp_path)
+    assert "--dataset=mnits: no such data set. Did you mean mnist" in message("mnits", where)
+    assert "Did you mean digits" in message("digit", where)
+    assert "only: 1.0.0" in message("digits:7.0.0", where)
+    assert "foo not found" in message("mnist/foo", where)
+    assert "--fallback_dataset=nope" in message("digits", where, fallback="nope")
+    assert "--manual_dir=/no/such" in message("digits", where, "/no/such")
+    assert "--dataset=" in message("", where)
+
+
+def test_bad_splits(digits):
+    there = r"There is: (test \(360\), train \(1437\)|train \(1437\), test \(360\))"
+    for split in ("tset", "train[:x]", ""):
+        with pytest.raises(UserError, match="not a split of digits. " + there):
+            digits.size(split)
+    with pytest.raises(UserError, match=r"--eval_split=test.5:5.: has no examples"):
+        digits.size("test[5:5]", "--eval_split")
+
+
+def test_dotted_path(tmp_path, monkeypatch):
+    source = """
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+        class Mine(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("2.0.0")
+            def _info(self):
+                kind = tfds.features.Scalar(tf.int64)
+                return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"x": kind}))
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+            def _generate_examples(self):
+                for i in range(3):
+                    yield i, {"x": i}
+    """
+    (tmp_path / "their_data").mkdir()
+    lines = [line[8:] for line in source.splitlines()]
+    (tmp_path / "their_data/__init__.py").write_text("")
+    (tmp_path / "their_data/numbers.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in ("their_data.numbers", "their_data.numbers.Mine", "their_data.numbers:2.0.0"):
+        dataset = open_dataset(path, str(tmp_path / "out"))
+        dataset.prepare()
+        assert dataset.full_name == "mine/2.0.0" and dataset.size("train") == 3
+    for path in ("their_data.letters", "their_data.numbers.Yours", "nowhere.at_all"):
+        with pytest.raises(UserError, match=f"--dataset={path}: not a TFDS builder"):
+            open_dataset(path, str(tmp_path / "out"))
+
+
+class Answer:
+    """What `requests.get` gives back."""
+
+    def __init__(self, status_code):
+        self.status_code, self.ok = status_code, status_code < 400
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def network(monkeypatch, result):
+    def get(url, **options):
+        if isinstance(result, Exception):
+            raise result
+        if callable(result):
+            return result()
+        return Answer(result)
+
+    monkeypatch.setattr(requests, "get", get)
+    monkeypatch.setattr("trainer.data.sources.tfds.PATIENCE", 0.3)
+
+
+@pytest.mark.parametrize(
+    "failure, reason",
+    [
+        (requests.ConnectionError("no route"), r"cannot be reached \(no route\)"),
+        (503, "answers HTTP 503"),
+        (lambda: time.sleep(2) or Answer(200), "does not answer"),
+    ],
+)
+def test_mnist_that_cannot_be_had(tmp_path, monkeypatch, failure, reason):
+    network(monkeypatch, failure)
+    where = str(tmp_path / "data")
+    with pytest.raises(UserError, match=reason) as error:
+        open_dataset("mnist", where)
+    text = str(error.value)
+    assert "--manual_dir" in text and "--fallback_dataset=digits" in text
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=f"--manual_dir={tmp_path} lacks t10k-images"):
+        open_dataset("mnist", where, str(tmp_path))
+    stand_in = open_dataset("mnist", where, fallback="digits")
+    assert stand_in.full_name == "digits/1.0.0" and stand_in.name == "digits"
+    said = " ".join(stand_in.notes)
+    assert "mnist could not be had" in said and "ANOTHER data set" in said
+    assert "1,797 scanned" in said and "train-images-idx3-ubyte.gz" in said
+
+
+@pytest.mark.parametrize("answer", [200, requests.ReadTimeout()])
+def test_a_server_that_answers_is_used(tmp_path, monkeypatch, answer):
+    network(monkeypatch, answer)
+    dataset = open_dataset("mnist", str(tmp_path), fallback="digits")
+    assert dataset.name == "mnist" and not dataset.notes and dataset.size("train") is None
+
+
+def test_data_by_hand(tmp_path):
+    with pytest.raises(UserError, match=r"fetched by hand.*--manual_dir is not given.*ILSVRC2012"):
+        open_dataset("imagenet2012", str(tmp_path))
+
+
+def test_prepared_data_need_no_network(digits, monkeypatch, tmp_path):
+    network(monkeypatch, requests.ConnectionError())
+    where = str(digits.builder.data_dir_root)
+    again = open_dataset("digits", where, str(tmp_path))
+    assert again.prepared and again.size("test") == 360
+    assert f"--manual_dir={tmp_path} is not read" in again.notes[0]
+
+
+def test_header_of_original_files(tmp_path, monkeypatch):
+    network(monkeypatch, 200)
+    for prefix, count in (("train", 120), ("t10k", 30)):
+        with gzip.open(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(b"\0\0\x08\x01" + count.to_bytes(4, "big"))
+    dataset = open_dataset("mnist", str(tmp_path / "out"), str(tmp_path))
+    assert dataset.size("train") == 120 and dataset.size("test[:50%]") == 15
+    with pytest.raises(UserError, match=r"There is: train \(120\), test \(30\)"):
+        dataset.size("validation")
+
+
+def test_damaged_original_files(tmp_path, monkeypatch):
+    network(monkeypatch, requests.ConnectionError())
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{name}-ubyte.gz").write_bytes(gzip.compress(b"not MNIST"))
+    dataset = open_dataset("mnist", str(tmp_path / "out"), str(tmp_path), fallback="digits")
+    with pytest.raises(UserError, match=r"not the original one.*-ubyte\.gz"):
+        dataset.prepare()
+    assert not dataset.prepared
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="the original MNIST files are not beside this tree")
+def test_mnist_from_original_files(tmp_path, monkeypatch, capfd):
+    network(monkeypatch, requests.ConnectionError())
+    dataset = open_dataset("mnist", str(tmp_path), str(MNIST))
+    assert (dataset.size("train"), dataset.size("test")) == (60000, 10000)
+    random.seed(1)
+    state = random.getstate()
+    dataset.prepare()
+    assert random.getstate() == state  # the model's start values do not depend on it
+    said = "".join(capfd.readouterr())
+    assert "\x1b" not in said and "\r" not in said
+    arrays = load(dataset, "test", None)
+    with gzip.open(MNIST / "t10k-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read()[8:], np.uint8)
+    assert np.bincount(arrays["label"]).tolist() == np.bincount(labels).tolist()
+    with gzip.open(MNIST / "t10k-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read()[16:], np.uint8)
+    assert arrays["image"].sum(dtype=np.int64) == images.sum(dtype=np.int64)
+
+
+def test_nothing_half_prepared_is_used(tmp_path, monkeypatch):
+    dataset = open_dataset("digits", str(tmp_path))
+    module = sys.modules[type(dataset.builder).__module__]
+    calls = []
+
+    def enlarge(scan):
+        calls.append(scan)
+        if len(calls) == 1500:
+            raise OSError("No space left on device")
+        return np.zeros((28, 28, 1), np.uint8)
+
+    monkeypatch.setattr(module, "enlarge", enlarge)
+    with pytest.raises(UserError, match=r"could not be prepared in .*No space left"):
+        dataset.prepare()
+    assert not dataset.prepared and not list(tmp_path.rglob("*.tfrecord*"))
+    # What a killed process leaves behind.
+    left = tmp_path / "digits/incomplete.ABCDEF_1.0.0"
+    left.mkdir(parents=True)
+    (left / "digits-train.tfrecord-00000-of-00001").write_bytes(b"half")
+    monkeypatch.undo()
+    again = open_dataset("digits", str(tmp_path))
+    assert not again.prepared
+    again.prepare()
+    assert again.prepared and len(load(again, "train", None)["label"]) == 1437
+
+
+def test_two_processes_prepare_at_once(tmp_path):
+    code = (
+        "import random, sys; from trainer.data.sources.tfds import open_dataset; random.seed(0);"
+        f"d = open_dataset('digits', {str(tmp_path)!r}); d.prepare();"
+        "print(d.size('train'), d.size('test'))"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    for process in running:
+        said, errors = process.communicate(timeout=120)
+        assert said.split() == ["1437", "360"], errors
+    assert len(load(open_dataset("digits", str(tmp_path)), "test", None)["label"])
+    assert not list(tmp_path.rglob("incomplete*"))

@@ -1,0 +1,4 @@
+"""Examples to the batch of (seed, step).
+
+Imports errors.
+"""

@@ -1,0 +1,101 @@
+"""Data sets by name.
+
+A name is one of TFDS (`mnist`, `emnist/letters`), of a builder in datasets/ (`digits` is the class
+`Builder` of datasets/digits/digits_dataset_builder.py, the file that `tfds new` writes), or the
+dotted path of a builder class, or of the module that defines one.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from trainer.errors import UserError, near
+
+LOCAL = Path(__file__).resolve().parents[3] / "datasets"
+
+
+def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilder:
+    """The TFDS builder that `name` stands for; reads no data.
+
+    Raises:
+      UserError: no such data set, config or version.
+    """
+    head, rest = re.fullmatch(r"([^/:]*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    directory = {"data_dir": str(Path(data_dir).expanduser())} if data_dir else {}
+    if "://" in data_dir:  # a bucket
+        directory = {"data_dir": data_dir}
+    try:
+        if (file := LOCAL / head / f"{head}_dataset_builder.py").is_file():
+            found = _from_file(file)
+        elif "." in head:
+            found = _from_dotted(head, f"{flag}={name}")
+        else:
+            return tfds.builder(name, **directory)
+        _, options = tfds.core.naming.parse_builder_name_kwargs(f"dataset{rest}")
+        return found(**options, **directory)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        names = [*_local_names(), *tfds.list_builders(with_community_datasets=False)]
+        raise UserError(f"{flag}={name}: no such data set. {near(head, names)}") from error
+    except UserError:
+        raise
+    except (ValueError, AssertionError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", reason)[:400]
+        raise UserError(f"{flag}={name}: {reason}{_configs(head, rest)}") from error
+
+
+def _configs(head: str, rest: str) -> str:
+    """The configs of a TFDS set, where `rest` of its name asks for one that there is not."""
+    try:
+        names = list(tfds.builder_cls(head).builder_configs)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, ImportError):
+        return ""
+    asked = rest.removeprefix("/").partition(":")[0]
+    if not asked or asked in names:
+        return ""
+    return f" {near(asked, names)}" if names else f" It has no configs; write {head}."
+
+
+def _local_names() -> list[str]:
+    return [file.parent.name for file in LOCAL.glob("*/*_dataset_builder.py")]
+
+
+def _from_file(file: Path) -> type[tfds.core.DatasetBuilder]:
+    """The `Builder` in `file`, imported by path: another package may be called `datasets`."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None  # it is a .py file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # where TFDS looks for the file of a class
+    with tfds.core.registered.skip_registration():  # else a second import is refused
+        spec.loader.exec_module(module)
+    module.Builder.pkg_dir_path = file.parent
+    return module.Builder
+
+
+def _from_dotted(path: str, flag: str) -> type[tfds.core.DatasetBuilder]:
+    """The builder class `path`, or the only one defined in the module `path`."""
+    parent, _, last = path.rpartition(".")
+    with tfds.core.registered.skip_registration():
+        try:
+            found = getattr(importlib.import_module(parent), last, None)
+        except ModuleNotFoundError as error:
+            if not f"{parent}.".startswith(f"{error.name}."):
+                raise  # found, but something that it imports is not
+            found = None
+        if found is None and importlib.util.find_spec(parent.partition(".")[0]) is not None:
+            with contextlib.suppress(ModuleNotFoundError):
+                found = importlib.import_module(path)
+    kind = tfds.core.DatasetBuilder
+    if inspect.ismodule(found):
+        classes = [c for c in vars(found).values() if inspect.isclass(c) and issubclass(c, kind)]
+        classes = [c for c in classes if c.__module__ == found.__name__]
+        found = classes[0] if len(classes) == 1 else None
+    if not (inspect.isclass(found) and issubclass(found, kind)):
+        raise UserError(f"{flag}: not a TFDS builder class, nor a module with exactly one.")
+    return found

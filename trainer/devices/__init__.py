@@ -1,0 +1,4 @@
+"""Where replicas live, and what workers agree on.
+
+Imports errors.
+"""

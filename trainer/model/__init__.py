@@ -1,0 +1,4 @@
+"""A model module, and the one naming of its variables.
+
+Imports flags.
+"""

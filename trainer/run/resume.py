@@ -1,0 +1,163 @@
+"""Going on from a checkpoint: whether the plan still is the one it was saved under, and what if not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.manifest import Entry
+from trainer.data.streaming import residency
+from trainer.errors import UserError, listing
+from trainer.flags.calls import parse_call
+from trainer.groups import optimizers, plan
+from trainer.run.assemble import Run, cohorts
+from trainer.training.program import Program
+
+_WAYS = ("resident", "streaming")
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run that goes on from `entry`.
+
+    Attributes:
+      entry: a whole checkpoint.
+      run: with an optimizer for each number of updates that a group's variables have behind them.
+      changed: how the plan differs from the saved one, a line each; empty where it is the same.
+      anew: variables whose optimizer is another one than before.
+    """
+
+    entry: Entry
+    run: Run
+    changed: tuple[str, ...] = ()
+    anew: frozenset[str] = frozenset()
+
+    @property
+    def unevaluated(self) -> bool:
+        """Whether an evaluation was due at the checkpoint's step, and a signal came before it."""
+        events, step = self.run.events, self.entry.step
+        wanted = self.run.config.eval_split != "none" and events.due(events.evaluate, step)
+        return wanted and not self.entry.meta.get("metrics")
+
+    def restore(self, program: Program) -> list[str]:
+        """Loads the checkpoint into a program's state; sentences on what could not come from it.
+
+        Raises:
+          UserError: the checkpoint cannot be read, or does not fit although the plan is the same.
+        """
+        state = program.state.named()
+        if not self.changed:
+            checkpoint.load(self.entry, state)
+            return []
+        return _load_what_fits(self.entry, program, state, self.anew)
+
+
+def resume(run: Run, entry: Entry, accept: bool) -> Resume:
+    """How `run` goes on from `entry`. Changes nothing.
+
+    Raises:
+      UserError: the plan differs and `accept` is false (the message has the diff), or the
+        checkpoint tells no plan.
+    """
+    saved: Any = entry.meta.get("plan")
+    run = _in_the_order_of(run, saved)
+    now = run.plan()
+    try:
+        changed = plan.differences(saved, now, entry.step)
+        before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise UserError(
+            f"--workdir: the checkpoint {entry.path} tells no plan of this program, so that a run cannot go "
+            f"on from it. To start from its weights: --init_from={entry.path} and another --workdir."
+        ) from None
+    if changed and not accept:
+        raise UserError(
+            f"--workdir: {entry.path} was saved by a run of another plan ( - as saved, + as now):\n"
+            + "\n".join(changed)
+            + "\nGo back to the flags it was started with (flags.txt in the workdir), name another "
+            "--workdir, or give --accept_plan_change to go on with the new plan."
+        )
+    owner = {v.name: o for o in run.optimizers for v in o.group.variables}
+    anew = frozenset(name for name, text in before.items() if name in owner and _another(text, owner[name]))
+    counts = {name: n for name, n in _counts(entry).items() if name not in anew}
+    return Resume(entry, cohorts(run, counts), tuple(changed), anew)
+
+
+def _in_the_order_of(run: Run, saved: Any) -> Run:
+    """The run that draws its data as before where the flag leaves that open: the two ways have two orders.
+
+    Raises:
+      UserError: that way cannot be had here.
+    """
+    before = saved.get("order") if isinstance(saved, dict) else None
+    if run.config.data_residency != "auto" or before == run.residency or before not in _WAYS:
+        return run
+    decode = getattr(run.built.module, "decode", None)
+    way = residency(before, run.dataset, run.config.train_split, decode, run.built.strategy)
+    return replace(run, residency=way)
+
+
+def _another(text: str, optimizer: optimizers.GroupOptimizer) -> bool:
+    """Whether state of the optimizer that `text` calls means nothing to `optimizer`."""
+    kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    # Adam and AdamW share their step, so that the state of one is the state of the other.
+    return kind is not None and kind.update_step is not type(optimizer.keras).update_step
+
+
+def _counts(entry: Entry) -> dict[str, int]:
+    """Updates so far of each variable that an optimizer has trained."""
+    prefix, suffix = "optimizer/", "/iterations"
+    names = [n for n in entry.variables if n.startswith(prefix) and n.endswith(suffix)]
+    values = checkpoint.read(entry, names)
+    return {n.removeprefix(prefix).removesuffix(suffix): int(value) for n, value in values.items()}
+
+
+def _load_what_fits(
+    entry: Entry, program: Program, state: Mapping[str, tf.Variable], anew: frozenset[str]
+) -> list[str]:
+    """Loads what the checkpoint has under the same name, shape and meaning; tells of the rest."""
+    other = checkpoint.compare(entry, state)
+    cast = [name for name, pair in other.changed.items() if _castable(*pair)]
+    dropped = {
+        n for n in state if n.startswith("optimizer/") and n.split("/", 1)[1].rpartition("/")[0] in anew
+    }
+    fresh = {*other.missing, *other.changed, *dropped} - set(cast)
+    wider = checkpoint.read(entry, cast)
+    checkpoint.load(entry, state, state.keys() - fresh - set(cast))
+    for name, value in wider.items():
+        for copy in program.strategy.experimental_local_results(state[name]):
+            copy.assign(np.asarray(value).astype(copy.dtype.as_numpy_dtype))
+    for v in program.state.variables:
+        if f"ema/{v.name}" in fresh:
+            program.state.averages[v.name].assign(v.value.read_value())
+    told = (
+        ("Not in the checkpoint in this form, so it starts fresh", sorted(fresh)),
+        ("In the checkpoint and of no use now, so it is left there", other.extra),
+        ("Of another float type in the checkpoint, so it is converted", cast),
+    )
+    return [f"{what}: {listing(names, 1000)}." for what, names in told if names]
+
+
+def _castable(saved: Any, here: Any) -> bool:
+    both = tf.as_dtype(saved[1]).is_floating and tf.as_dtype(here[1]).is_floating
+    return saved[0] == here[0] and both
+
+
+def note(resumed: Resume, program: Program, told: list[str]) -> str:
+    """Sentences on where the run goes on and what is other than before."""
+    config, entry = resumed.run.config, resumed.entry
+    notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.run.total}."]
+    if config.init_from:
+        notes.append(f"--init_from={config.init_from} is not used: this run has a checkpoint of its own.")
+    saved = entry.meta.get("replicas", program.replicas)
+    if saved != program.replicas:
+        notes.append(
+            f"It was saved on {saved} replicas and goes on with {program.replicas}: the same batches, but "
+            "sums in another order, so that the last bits may differ, and dropout draws other masks."
+        )
+    if resumed.changed:
+        notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *told]
+    return "\n".join(notes)

@@ -1,0 +1,172 @@
+"""The weights that `--mode=evaluate` and `--mode=export` take: a checkpoint's, or those of `--init_from`."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.checkpoints import checkpoint, manifest
+from trainer.checkpoints.checkpoint import Differences
+from trainer.checkpoints.manifest import Entry
+from trainer.errors import UserError, listing
+from trainer.flags.config import Config
+from trainer.report.screen import Reporter
+from trainer.run.build import Built
+from trainer.run.session import initialise, lower_is_better
+
+# Flags that a checkpoint answers for where --model is not given.
+_RECORDED = (
+    "model",
+    "dataset",
+    "fallback_dataset",
+    "data_dir",
+    "manual_dir",
+    "eval_split",
+    "batch_size",
+    "precision",
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Weights of a checkpoint, read: `{variable: array}`; `entry` is None where --init_from has them."""
+
+    entry: Entry | None
+    arrays: Mapping[str, np.ndarray]
+
+    def assign(self, config: Config, built: Built, reporter: Reporter) -> str:
+        """Gives the model its weights; says in words which ones.
+
+        Raises:
+          UserError: they do not fit the model; nothing has been assigned.
+        """
+        if self.entry is None:
+            initialise(config, built, reporter, None)
+            return f"{config.init_from} (--init_from)"
+        here = {v.name: (v.shape, v.dtype.name) for v in built.variables}
+        there = {name: (array.shape, tf.as_dtype(array.dtype).name) for name, array in self.arrays.items()}
+        wrong = Differences(
+            missing=sorted(here.keys() - there.keys()),
+            extra=sorted(there.keys() - here.keys()),
+            changed={n: (there[n], here[n]) for n in here if n in there and here[n] != there[n]},
+        ).lines()
+        if wrong:
+            lines = "\n".join(wrong)
+            raise UserError(f"--model={config.model}: {self.entry.path} does not fit it.\n{lines}")
+        for v in built.variables:
+            for copy in built.strategy.experimental_local_results(v.value):
+                copy.assign(tf.constant(self.arrays[v.name], copy.dtype))
+        return f"{self.entry.path} ({config.weights} weights)"
+
+
+def find(config: Config) -> tuple[Config, Saved, list[str]]:
+    """The flags, completed; the weights that they ask for; and sentences to be told.
+
+    Takes no lock and writes nothing, so that it can be used beside a training process.
+
+    Raises:
+      UserError: there are no such weights.
+    """
+    told: list[str] = []
+    entry, arrays = _retried(config, told) if config.workdir else (None, {})
+    if entry is None:
+        if not config.init_from:
+            where = (
+                f"in {config.workdir}/checkpoints" if config.workdir else "without --workdir or --init_from"
+            )
+            raise UserError(
+                f"--mode={config.mode}: there is no checkpoint {where}. Name the --workdir of a run."
+            )
+        if config.weights != "raw" or config.checkpoint != "newest":
+            raise UserError(
+                "--weights and --checkpoint choose among the checkpoints of --workdir, where there is none. "
+                "For --init_from there is --init_weights."
+            )
+        return config, Saved(None, {}), told
+    if config.init_from:
+        told.append(
+            f"--init_from={config.init_from} is not used: {config.workdir} has checkpoints. To take its "
+            "weights, give an empty --workdir= after the flagfile."
+        )
+    if not config.model:
+        config, recorded = _completed(config, entry)
+        told.append(f"Flags as the checkpoint has them: {recorded}.")
+    return config, Saved(entry, arrays), told
+
+
+def _retried(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
+    """Training beside may delete an old checkpoint while it is read: then another look finds the next."""
+    directory = Path(config.workdir).expanduser() / "checkpoints"
+    for _ in range(9):
+        there = manifest.names_in(directory)
+        try:
+            return _read(config, told)
+        except UserError:
+            if manifest.names_in(directory) == there:
+                raise
+            told.clear()
+    return _read(config, told)
+
+
+def _read(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
+    entry = _chosen(config, told)
+    if entry is None:
+        return None, {}
+    names = {n.removeprefix("model/"): n for n in entry.variables if n.startswith("model/")}
+    if config.weights == "ema":
+        averages = {n.removeprefix("ema/"): n for n in entry.variables if n.startswith("ema/")}
+        if not averages:
+            raise UserError(f"--weights=ema: {entry.path} keeps no averages; it was saved without --ema.")
+        names |= averages
+    values = checkpoint.read(entry, list(names.values()))
+    return entry, {name: values[stored] for name, stored in names.items()}
+
+
+def _chosen(config: Config, told: list[str]) -> Entry | None:
+    """The checkpoint that `--checkpoint` names; None where `newest` finds none at all."""
+    directory = Path(config.workdir).expanduser() / "checkpoints"
+    if config.checkpoint.isdecimal():
+        return manifest.at(directory, int(config.checkpoint))
+    if config.checkpoint not in ("newest", "best"):
+        steps = listing(str(entry.step) for entry in manifest.scan(directory))
+        raise UserError(f"--checkpoint={config.checkpoint}: not newest, best or a step. There is: {steps}.")
+    entry, warnings = checkpoint.newest(directory, set_aside=False)
+    told += warnings
+    if entry is None or config.checkpoint == "newest":
+        return entry
+    metric = config.keep_best or _flags(entry).get("keep_best")
+    if not metric:
+        raise UserError("--checkpoint=best: best in what? Name the metric, such as --keep_best=accuracy.")
+    best = manifest.best(directory, metric, lower_is_better(metric))
+    if best is None:
+        raise UserError(f"--checkpoint=best: no checkpoint in {directory} was evaluated in {metric!r}.")
+    return manifest.usable(best)
+
+
+def _flags(entry: Entry) -> dict[str, Any]:
+    """The flags that the checkpoint was saved under, those of the right type."""
+    flags = entry.meta.get("flags")
+    defaults = vars(Config())
+    flags = flags if isinstance(flags, dict) else {}
+    return {k: v for k, v in flags.items() if k in defaults and type(v) is type(defaults[k])}
+
+
+def _completed(config: Config, entry: Entry) -> tuple[Config, str]:
+    """The flags with those of the checkpoint in the place of what is not given; and these in words."""
+    flags, defaults = _flags(entry), vars(Config())
+    taken = {
+        name: flags[name] for name in _RECORDED if name in flags and getattr(config, name) == defaults[name]
+    }
+    if "." in taken.get("model", "."):
+        # A file handed in must not choose what of this machine is imported.
+        raise UserError(
+            f"--model: not given. {entry.path} names {taken.get('model', 'none')}, which is not taken from a "
+            "checkpoint unless it lies in models/. Give the flag, or --flagfile=flags.txt of the workdir."
+        )
+    config = dataclasses.replace(config, **taken)
+    config.check()
+    return config, " ".join(f"--{name}={value}" for name, value in taken.items())

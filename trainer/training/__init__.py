@@ -1,0 +1,4 @@
+"""The compiled step and the loop around it.
+
+Imports data, devices, groups, model, report.
+"""
