@@ -62,8 +62,9 @@ def build(kind: str, layers: int) -> Any:
 
 def once(kind: str, layers: int) -> dict[str, float]:
     """One plan in this process: seconds by part."""
-    import run
-    from trainer.model.module import build, check_loss
+    from trainer.__main__ import main as program
+    from trainer.model import module
+    from trainer.model.checks import LossTrace
     from trainer.modes import plan  # noqa: F401
 
     spent: dict[str, float] = {}
@@ -78,15 +79,15 @@ def once(kind: str, layers: int) -> dict[str, float]:
 
         return call
 
-    build = timed("build", build)
-    check_loss = timed("loss", check_loss)
+    module.build = timed("build", module.build)
+    LossTrace.check = timed("loss", LossTrace.check)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--mode=plan", f"--model=benchmarks.plan(kind='{kind}', layers={layers})"]
         flags += ["--dataset=digits", f"--data_dir={folder}", "--train_for=1000", *RULES]
         flags += [f"--plan_out={Path(folder) / 'plan.json'}"]
         began = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            status = run.main(["run.py", *flags])
+            status = program(["run.py", *flags])
         total = time.perf_counter() - began
         assert status == 0 and len(json.loads((Path(folder) / "plan.json").read_text())["rows"]) == 2 * layers
     return {**spent, "rest": total - sum(spent.values()), "total": total}

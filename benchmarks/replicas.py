@@ -14,53 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.throughput import RATE, Loss, data, keras, mlp, tf
-from trainer.data.feed import Resident, pack
+from benchmarks.throughput import RATE, data, keras, loss, mlp, steps_of, tf
+from trainer import ModelModule
 from trainer.devices.strategy import prepare, strategy_for
-from trainer.flags.calls import Clock
-from trainer.groups import optimizers, schedules
-from trainer.groups.rules import assign, parse_rules, phases, resolve
-from trainer.model.names import walk
-from trainer.training.gradients import Settings
-from trainer.training.program import Program
-from trainer.training.state import TrainState
 
 BATCH = 32
-TOTAL = 1 << 30
 Trainer = Callable[[int], None]
 
 
-def ours(strategy: tf.distribute.Strategy, arrays: tuple[np.ndarray, np.ndarray]) -> Trainer:
+def ours(arrays: tuple[np.ndarray, np.ndarray]) -> Trainer:
     """The framework as `run.py` sets it up: resident data, and a halt at what is not finite."""
-    x, y = arrays
-    with strategy.scope():
-        model = mlp()
-        variables = walk(model)
-        clock = Clock(len(x), BATCH, TOTAL)
-        rules = parse_rules([f".* adam constant({RATE})"])
-        group = resolve(assign(rules, variables), clock, TOTAL)[0]
-        mover = optimizers.GroupOptimizer(group, optimizers.make(group.rule.optimizer, ""), {}, frozenset())
-        mover.build()
-        state = TrainState(variables, [mover], ["accuracy"], False, False)
-    rates = {group.name: schedules.build(schedules.check(group.rule.schedule, ""), clock, TOTAL, "")}
-    settings = Settings(batch=BATCH, on_nonfinite="halt")
-    program = Program(strategy, Loss, model, state, rates, settings)
-    layout = {"image": tf.TensorSpec(x.shape[1:], x.dtype), "label": tf.TensorSpec([], y.dtype)}
-    feed = Resident([_copies(strategy, a) for a in (x, y)], layout, len(x), BATCH, 0)
-    train = program.trainer(phases([group], TOTAL)[0], feed)
-
-    def run(steps: int) -> None:
-        train(feed.chunk(int(state.step.numpy()), steps), tf.constant(steps)).numpy()
-
-    return run
-
-
-def _copies(strategy: tf.distribute.Strategy, array: np.ndarray) -> Any:
-    def copy(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-        with tf.device(strategy.extended.worker_devices[context.replica_id_in_sync_group]):
-            return tf.constant(pack(array))
-
-    return strategy.experimental_distribute_values_from_function(copy)
+    return steps_of(
+        model=ModelModule(build=mlp, loss=loss),
+        dataset=dict(zip(("image", "label"), arrays, strict=True)),
+        group=[f".* adam constant({RATE})"],
+        batch_size=BATCH,
+        strategy="mirrored",
+        virtual_devices=2,
+    )
 
 
 def by_fit(strategy: tf.distribute.Strategy, arrays: tuple[np.ndarray, np.ndarray], at_once: int) -> Trainer:
@@ -132,7 +103,7 @@ def main() -> None:
     strategy, sentence = strategy_for("mirrored", "", BATCH, "auto", 2)
     arrays = data(28)
     contenders: dict[str, tuple[Callable[[], Trainer], int]] = {
-        "this loop, resident": (lambda: ours(strategy, arrays), 1000),
+        "this loop, resident": (lambda: ours(arrays), 1000),
         **{
             f"Keras fit, {n} steps per execution": (lambda n=n: by_fit(strategy, arrays, n), 400)
             for n in (1, 10, 50)

@@ -20,14 +20,9 @@ with quiet_start():
     import keras
     import tensorflow as tf
 
-    from trainer.data.feed import Resident, pack
-    from trainer.flags.calls import Clock
-    from trainer.groups import optimizers, schedules
-    from trainer.groups.rules import assign, parse_rules, phases, resolve
-    from trainer.model.names import walk
-    from trainer.training.gradients import Settings
-    from trainer.training.program import Program
-    from trainer.training.state import TrainState
+    import trainer
+    from trainer.flags.config import Config
+    from trainer.run.assemble import assemble
 
 RATE = 1e-3
 CLIP = 1.0
@@ -81,46 +76,37 @@ def parts(variables: list[Any], count: int) -> list[list[Any]]:
 
 
 def ours(build: Any, x: np.ndarray, y: np.ndarray, batch: int, count: int, guarded: bool) -> Trainer:
-    model = build()
-    variables = walk(model)
-    rules = [f"({'|'.join(v.name for v in part)}) adam constant({RATE})" for part in parts(variables, count)]
-    total = 1 << 30
-    clock = Clock(len(x), batch, total)
-    resolved = resolve(assign(parse_rules(rules), variables), clock, total)
-    made = [
-        optimizers.GroupOptimizer(g, optimizers.make(g.rule.optimizer, ""), {}, frozenset()) for g in resolved
-    ]
-    for optimizer in made:
-        optimizer.build()
-    rates = {
-        g.name: schedules.build(schedules.check(g.rule.schedule, ""), clock, total, "") for g in resolved
-    }
-    state = TrainState(variables, made, ["accuracy"], False, False)
-    settings = Settings(
-        batch=batch, clip_norm=CLIP if guarded else None, on_nonfinite="skip" if guarded else "off"
-    )
-    program = Program(tf.distribute.get_strategy(), Loss, model, state, rates, settings)
-    arrays = {"image": x, "label": y}
-    layout = {name: tf.TensorSpec(a.shape[1:], a.dtype) for name, a in arrays.items()}
-    packed = [tf.constant(pack(a)) for a in arrays.values()]
-    feed = Resident(packed, layout, len(x), batch, 0)
-    train = program.trainer(phases(resolved, total)[0], feed)
+    keras.backend.clear_session()
+    names = [v.path for v in build().trainable_variables]  # of a sequential model, the framework's own too
+    names = [name.removeprefix("sequential/") for name in names]
+    rules = [f"({'|'.join(part)}) adam constant({RATE})" for part in parts(names, count)]
+    guard = {"clip_norm": CLIP, "on_nonfinite": "skip"} if guarded else {"on_nonfinite": "off"}
+    return steps_of(
+        model=trainer.ModelModule(build=build, loss=loss), group=rules, batch_size=batch,
+        dataset={"image": x, "label": y}, **guard
+    )  # fmt: skip
+
+
+def steps_of(**flags: Any) -> Trainer:
+    """A function that trains so many steps of a run without end; its `train` is the compiled loop."""
+    config = Config(train_for=1 << 30, eval_split="none", **flags)
+    config.check()
+    made = assemble(config)
+    program, feed = made.program(), made.training_feed()
+    train = program.trainer(made.parts.phases[0], feed)
 
     def run(steps: int) -> None:
-        train(feed.chunk(int(state.step.numpy()), steps), tf.constant(steps)).numpy()
+        train(feed.chunk(int(program.state.step.numpy()), steps), tf.constant(steps)).numpy()
 
     run.train = train  # type: ignore[attr-defined]
     return run
 
 
-class Loss:
-    """The model module: mean softmax cross entropy, and accuracy."""
-
-    @staticmethod
-    def loss(model: Any, batch: Any, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        logits = model(batch["image"], training=training)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
-        return losses, {"accuracy": tf.cast(tf.argmax(logits, -1) == batch["label"], tf.float32)}
+def loss(model: Any, batch: Any, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Softmax cross entropy, and accuracy."""
+    logits = model(batch["image"], training=training)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+    return losses, {"accuracy": tf.cast(tf.argmax(logits, -1) == batch["label"], tf.float32)}
 
 
 def optimizer_for(variables: list[Any], count: int) -> keras.optimizers.Optimizer:

@@ -8,8 +8,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pytest
 import tensorflow as tf
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Keras's float type and policies, and all generators, are for the next test what they were for this one."""
+    from trainer.run.surroundings import as_before
+
+    with as_before():
+        yield

@@ -1,1 +1,41 @@
-"""A low-level training-loop framework for TensorFlow 2."""
+"""A low-level training-loop framework for TensorFlow 2: parameter groups, freezing, partial restore.
+
+The public names are below, imported when they are first used; everything else may change.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.data.sources.arrays import Arrays
+    from trainer.errors import UserError
+    from trainer.groups.plan import Plan
+    from trainer.model.module import ModelModule
+    from trainer.model.names import named_variables
+    from trainer.report.reporter import STOP
+    from trainer.run.api import Run
+    from trainer.training.loop import Result
+
+_PUBLIC = {
+    "Arrays": "trainer.data.sources.arrays",
+    "ModelModule": "trainer.model.module",
+    "Plan": "trainer.groups.plan",
+    "Result": "trainer.training.loop",
+    "Run": "trainer.run.api",
+    "STOP": "trainer.report.reporter",
+    "UserError": "trainer.errors",
+    "named_variables": "trainer.model.names",
+}
+__all__ = ["STOP", "Arrays", "ModelModule", "Plan", "Result", "Run", "UserError", "named_variables"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, its module imported now: TensorFlow is not loaded before it is needed."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -11,6 +11,12 @@ class UserError(ValueError):
     """
 
 
+def fault(flag: str, value: object, why: str) -> UserError:
+    """One message: the flag, with or without its value, the value, what is wrong and what to do."""
+    where = flag if flag.endswith(f"={value}") else f"{flag}: {value}" if flag else str(value)
+    return UserError(f"{where}: {why}")
+
+
 def listing(names: Iterable[str], most: int = 12) -> str:
     """`a, b, c and 9 more`, in the given order; `nothing` when empty."""
     names = list(names)

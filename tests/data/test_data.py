@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,15 @@ import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer.data.feed import GATHERED, MASK, Resident, order, pack, unpack
-from trainer.data.sources.tfds import Dataset, find_builder, open_dataset
-from trainer.data.streaming import _room, eval_feed, load, residency, train_feed
+from trainer.data.choice import evaluation_feed, residency, training_feed
+from trainer.data.feed import MASK, order
+from trainer.data.records import load
+from trainer.data.resident import GATHERED, Resident, pack, unpack
+from trainer.data.source import Split
+from trainer.data.sources.tfds import TfdsSource, open_dataset
+from trainer.data.sources.tfds_builders import find_builder
+from trainer.devices.memory import room
+from trainer.devices.strategy import Share
 from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,15 +63,26 @@ class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def toy(tmp_path_factory):
     builder = Toy(data_dir=tmp_path_factory.mktemp("toy"))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
-    return Dataset("toy", builder)
+    return TfdsSource("toy", builder)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     dataset = open_dataset("digits", str(tmp_path_factory.mktemp("digits")))
-    assert not dataset.prepared and dataset.size("train") is None
+    assert not dataset.prepared and Split(dataset, "train").size() is None
     dataset.prepare()
     return dataset
+
+
+@dataclass(frozen=True)
+class Worker(Share):
+    """The share of one of several workers, in one process."""
+
+    index: int = 0
+    count: int = 1
+
+    worker = property(lambda self: self.index)
+    workers = property(lambda self: self.count)
 
 
 def strategy_of(replicas):
@@ -152,12 +170,13 @@ def test_order_is_a_fresh_permutation_each_epoch_and_seed():
 # --- feeds ---------------------------------------------------------------------------------------
 
 
-def feed_of(way, toy, batch=8, **options):
-    return train_feed(way, toy, "train", None, options.pop("strategy", strategy_of(1)), batch, 5, **options)
+def feed_of(way, toy, batch=8, strategy=None, accumulate=1):
+    share = Share(strategy or strategy_of(1), accumulate)
+    return training_feed(way, Split(toy, "train"), share, batch, 5)
 
 
 def test_resident_draws_the_rows_of_order(toy):
-    arrays = load(toy, "train", None)
+    arrays = load(Split(toy, "train"))
     got = draw(feed_of("resident", toy), strategy_of(1), 0, [3, 20, 1])
     check_rows(got)
     expected = arrays["number"][order(5, SIZE, 0, 24 * 8)].reshape(24, 8)
@@ -259,7 +278,8 @@ def test_workers_decode_only_their_rows(workers, toy):
             number = tf.numpy_function(lambda n: seen.append(int(n)) or n, [example["number"]], tf.int64)
             return {"number": tf.ensure_shape(number, [])}
 
-        feed = train_feed("streaming", toy, "train", decode, strategy_of(1), 16, 5, (worker, workers), 2)
+        share = Worker(strategy_of(1), 2, worker, workers)
+        feed = training_feed("streaming", Split(toy, "train", decode), share, 16, 5)
         iterator = feed.chunk(400, 10)
         for k in range(10):
             drawn = feed.draw(iterator, k)
@@ -279,12 +299,12 @@ def test_decode_is_applied_and_spec_needs_no_reading(toy, monkeypatch):
         return {"x": tf.cast(example["image"], tf.float32) / 255, "y": {"n": example["number"]}}
 
     monkeypatch.setattr(tf.data, "TFRecordDataset", None)
-    spec = toy.element_spec(decode)
+    spec = Split(toy, "train", decode).spec()
     assert spec["x"] == tf.TensorSpec([4, 3, 1], tf.float32)
     assert spec["y"]["n"] == tf.TensorSpec([], tf.int64)
     monkeypatch.undo()
     for way in ("resident", "streaming"):
-        feed = train_feed(way, toy, "train[:50%]", decode, strategy_of(1), 4, 0)
+        feed = training_feed(way, Split(toy, "train[:50%]", decode), Share(strategy_of(1)), 4, 0)
         got = feed.take(feed.draw(feed.chunk(3, 1), 0), 0, 1)
         expected = [pixels(n) / 255 for n in got["y"]["n"].numpy()]
         np.testing.assert_allclose(got["x"], expected, rtol=1e-6)
@@ -292,17 +312,17 @@ def test_decode_is_applied_and_spec_needs_no_reading(toy, monkeypatch):
 
 @pytest.mark.parametrize("split", ["train[10:60]", "train[90%:]", "train[:20]+test"])
 def test_parts_of_splits(split, toy):
-    expected = {int(n) for n in load(toy, split, None)["number"]}
-    size = toy.size(split)
+    expected = {int(n) for n in load(Split(toy, split))["number"]}
+    size = Split(toy, split).size()
     for way in ("resident", "streaming"):
-        feed = train_feed(way, toy, split, None, strategy_of(1), 1, 0)
+        feed = training_feed(way, Split(toy, split, None), Share(strategy_of(1)), 1, 0)
         numbers = draw(feed, strategy_of(1), 0, [size])["number"]
         assert len(numbers) == size and set(numbers.ravel().tolist()) == expected
 
 
 def test_shuffles_in_blocks_reach_every_example(toy, monkeypatch):
-    monkeypatch.setattr("trainer.data.streaming.BLOCK_BYTES", 1)
-    big = train_feed("streaming", toy, "train", None, strategy_of(1), SIZE, 0)
+    monkeypatch.setattr("trainer.data.sources.tfds.BLOCK_BYTES", 1)
+    big = training_feed("streaming", Split(toy, "train", None), Share(strategy_of(1)), SIZE, 0)
     got = draw(big, strategy_of(1), 0, [2])["number"]
     assert sorted(got[0]) == sorted(got[1]) == list(range(SIZE))
 
@@ -312,9 +332,9 @@ def test_shuffles_in_blocks_reach_every_example(toy, monkeypatch):
 @pytest.mark.parametrize("batch", [4, 32])
 def test_evaluation_has_every_example_once(way, replicas, batch, toy):
     strategy = strategy_of(replicas)
-    feed = eval_feed(way, toy, "test", None, strategy, batch)
+    feed = evaluation_feed(way, Split(toy, "test", None), Share(strategy), batch)
     assert feed.steps == -(-22 // batch)
-    expected = load(toy, "test", None)["number"]
+    expected = load(Split(toy, "test"))["number"]
     run = drawer(feed, strategy)
     for _ in range(2):  # an evaluation can be had again
         got = run(feed.chunk(0, feed.steps), feed.steps)
@@ -326,10 +346,10 @@ def test_evaluation_has_every_example_once(way, replicas, batch, toy):
 
 
 def test_evaluation_over_workers(toy):
-    whole = eval_feed("streaming", toy, "test", None, strategy_of(1), 8)
+    whole = evaluation_feed("streaming", Split(toy, "test", None), Share(strategy_of(1)), 8)
     reference = draw(whole, strategy_of(1), 0, [3])
     for worker in (0, 1):
-        feed = eval_feed("streaming", toy, "test", None, strategy_of(1), 8, (worker, 2))
+        feed = evaluation_feed("streaming", Split(toy, "test", None), Worker(strategy_of(1), 1, worker, 2), 8)
         iterator = feed.chunk(0, 3)
         for k in range(3):
             got = feed.take(feed.draw(iterator, k), worker, 2)
@@ -368,16 +388,16 @@ def test_a_gpu_can_gather_what_is_packed():
 
 def test_residency(toy, monkeypatch):
     def choose(asked):
-        return residency(asked, toy, "train", None, strategy_of(1))
+        return residency(asked, Split(toy, "train"), Share(strategy_of(1)))
 
     # 103 x (8 number, 12 image, 8 pair, 4 small, 64 for a string) bytes
-    monkeypatch.setattr("trainer.data.streaming._room", lambda devices: 103 * 96)
+    monkeypatch.setattr("trainer.data.choice.room", lambda devices: 103 * 96)
     assert [choose(a) for a in ("auto", "resident", "streaming")] == [
         "resident",
         "resident",
         "streaming",
     ]
-    monkeypatch.setattr("trainer.data.streaming._room", lambda devices: 103 * 96 - 1)
+    monkeypatch.setattr("trainer.data.choice.room", lambda devices: 103 * 96 - 1)
     assert choose("auto") == "streaming"
     with pytest.raises(UserError, match=r"--data_residency=resident: toy train takes .* MiB"):
         choose("resident")
@@ -387,28 +407,28 @@ def test_residency(toy, monkeypatch):
 
 
 def test_room_is_shared_by_the_replicas_of_a_host():
-    one, two = _room(("CPU:0",)), _room(("CPU:0", "CPU:1"))
+    one, two = room(("CPU:0",)), room(("CPU:0", "CPU:1"))
     assert 1 << 20 < one < 1 << 50
     assert two == pytest.approx(one / 2, rel=0.2)
 
 
 def test_shapes_that_vary_are_refused(toy, monkeypatch):
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3))})
-    monkeypatch.setattr(Dataset, "features", features)
+    monkeypatch.setattr(TfdsSource, "features", features)
     with pytest.raises(UserError, match=r"cannot be batched.*decode"):
-        toy.element_spec()
-    assert toy.element_spec(lambda e: {"x": tf.image.resize(e["image"], (2, 2))})
+        Split(toy, "train").spec()
+    assert Split(toy, "train", lambda e: {"x": tf.image.resize(e["image"], (2, 2))}).spec()
     with pytest.raises(UserError, match="not a dict"):
-        toy.element_spec(lambda e: tf.zeros([2]))
+        Split(toy, "train", lambda e: tf.zeros([2])).spec()
 
 
 # --- where data come from ------------------------------------------------------------------------
 
 
 def test_digits(digits):
-    assert (digits.size("train"), digits.size("test")) == (1437, 360)
-    assert digits.size("train[:50%]") in (718, 719)
-    arrays = load(digits, "train+test", None)
+    assert (Split(digits, "train").size(), Split(digits, "test").size()) == (1437, 360)
+    assert Split(digits, "train[:50%]").size() in (718, 719)
+    arrays = load(Split(digits, "train+test"))
     assert arrays["image"].shape == (1797, 28, 28, 1) and arrays["image"].dtype == np.uint8
     counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # of the published set
     assert np.bincount(arrays["label"]).tolist() == counts
@@ -455,9 +475,9 @@ def test_bad_splits(digits):
     there = r"There is: (test \(360\), train \(1437\)|train \(1437\), test \(360\))"
     for split in ("tset", "train[:x]", ""):
         with pytest.raises(UserError, match="not a split of digits. " + there):
-            digits.size(split)
+            Split(digits, split).size()
     with pytest.raises(UserError, match=r"--eval_split=test.5:5.: has no examples"):
-        digits.size("test[5:5]", "--eval_split")
+        Split(digits, "test[5:5]", None, "--eval_split").size()
 
 
 def test_dotted_path(tmp_path, monkeypatch):
@@ -483,7 +503,7 @@ def test_dotted_path(tmp_path, monkeypatch):
     for path in ("their_data.numbers", "their_data.numbers.Mine", "their_data.numbers:2.0.0"):
         dataset = open_dataset(path, str(tmp_path / "out"))
         dataset.prepare()
-        assert dataset.full_name == "mine/2.0.0" and dataset.size("train") == 3
+        assert dataset.full_name == "mine/2.0.0" and Split(dataset, "train").size() == 3
     for path in ("their_data.letters", "their_data.numbers.Yours", "nowhere.at_all"):
         with pytest.raises(UserError, match=f"--dataset={path}: not a TFDS builder"):
             open_dataset(path, str(tmp_path / "out"))
@@ -543,7 +563,7 @@ def test_mnist_that_cannot_be_had(tmp_path, monkeypatch, failure, reason):
 def test_a_server_that_answers_is_used(tmp_path, monkeypatch, answer):
     network(monkeypatch, answer)
     dataset = open_dataset("mnist", str(tmp_path), fallback="digits")
-    assert dataset.name == "mnist" and not dataset.notes and dataset.size("train") is None
+    assert dataset.name == "mnist" and not dataset.notes and Split(dataset, "train").size() is None
 
 
 def test_data_by_hand(tmp_path):
@@ -555,7 +575,7 @@ def test_prepared_data_need_no_network(digits, monkeypatch, tmp_path):
     network(monkeypatch, requests.ConnectionError())
     where = str(digits.builder.data_dir_root)
     again = open_dataset("digits", where, str(tmp_path))
-    assert again.prepared and again.size("test") == 360
+    assert again.prepared and Split(again, "test").size() == 360
     assert f"--manual_dir={tmp_path} is not read" in again.notes[0]
 
 
@@ -565,9 +585,9 @@ def test_header_of_original_files(tmp_path, monkeypatch):
         with gzip.open(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", "wb") as file:
             file.write(b"\0\0\x08\x01" + count.to_bytes(4, "big"))
     dataset = open_dataset("mnist", str(tmp_path / "out"), str(tmp_path))
-    assert dataset.size("train") == 120 and dataset.size("test[:50%]") == 15
+    assert Split(dataset, "train").size() == 120 and Split(dataset, "test[:50%]").size() == 15
     with pytest.raises(UserError, match=r"There is: train \(120\), test \(30\)"):
-        dataset.size("validation")
+        Split(dataset, "validation").size()
 
 
 def test_damaged_original_files(tmp_path, monkeypatch):
@@ -584,14 +604,14 @@ def test_damaged_original_files(tmp_path, monkeypatch):
 def test_mnist_from_original_files(tmp_path, monkeypatch, capfd):
     network(monkeypatch, requests.ConnectionError())
     dataset = open_dataset("mnist", str(tmp_path), str(MNIST))
-    assert (dataset.size("train"), dataset.size("test")) == (60000, 10000)
+    assert (Split(dataset, "train").size(), Split(dataset, "test").size()) == (60000, 10000)
     random.seed(1)
     state = random.getstate()
     dataset.prepare()
     assert random.getstate() == state  # the model's start values do not depend on it
     said = "".join(capfd.readouterr())
     assert "\x1b" not in said and "\r" not in said
-    arrays = load(dataset, "test", None)
+    arrays = load(Split(dataset, "test"))
     with gzip.open(MNIST / "t10k-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read()[8:], np.uint8)
     assert np.bincount(arrays["label"]).tolist() == np.bincount(labels).tolist()
@@ -623,14 +643,15 @@ def test_nothing_half_prepared_is_used(tmp_path, monkeypatch):
     again = open_dataset("digits", str(tmp_path))
     assert not again.prepared
     again.prepare()
-    assert again.prepared and len(load(again, "train", None)["label"]) == 1437
+    assert again.prepared and len(load(Split(again, "train"))["label"]) == 1437
 
 
 def test_two_processes_prepare_at_once(tmp_path):
     code = (
-        "import random, sys; from trainer.data.sources.tfds import open_dataset; random.seed(0);"
+        "import random, sys; from trainer.data.source import Split;"
+        "from trainer.data.sources.tfds import open_dataset; random.seed(0);"
         f"d = open_dataset('digits', {str(tmp_path)!r}); d.prepare();"
-        "print(d.size('train'), d.size('test'))"
+        "print(Split(d, 'train').size(), Split(d, 'test').size())"
     )
     command = [sys.executable, "-c", code]
     pipe = subprocess.PIPE
@@ -638,5 +659,5 @@ def test_two_processes_prepare_at_once(tmp_path):
     for process in running:
         said, errors = process.communicate(timeout=120)
         assert said.split() == ["1437", "360"], errors
-    assert len(load(open_dataset("digits", str(tmp_path)), "test", None)["label"])
+    assert len(load(Split(open_dataset("digits", str(tmp_path)), "test"))["label"])
     assert not list(tmp_path.rglob("incomplete*"))

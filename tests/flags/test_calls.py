@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import UserError
-from trainer.flags.calls import (
-    Call,
-    Clock,
-    Duration,
-    check_call,
-    parse_call,
-    parse_duration,
-    signature_text,
-    split_columns,
-)
+from trainer.flags.calls import Call, check_call, parse_call, signature_text, split_columns
+from trainer.flags.durations import Clock, Duration, parse_duration
 
 FLAG = "--group"
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.support import harness
 from trainer.errors import UserError
 from trainer.flags.calls import parse_call
-from trainer.groups import optimizers
+from trainer.groups import group_optimizer, optimizers
 
 STEPS, BATCH = 20, 4
 CALLS = {
@@ -116,7 +116,7 @@ def test_every_optimizer_of_keras_is_tested_here() -> None:
 )
 def test_arguments_are_honoured_or_refused(call: str, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        optimizers.make(parse_call(call, "--group=x"), "--group=x")
+        optimizers.make(optimizers.check(call, "--group=x"), "--group=x")
     assert all(word in str(error.value) for word in ["--group=x", *words]), str(error.value)
 
 
@@ -130,8 +130,9 @@ def test_no_decay_and_layer_decay_by_hand() -> None:
         1,
         precision="float64",
         batch=BATCH,
-        multipliers={"w": 0.25, "b": 1.0, "e": 0.5},
-        no_decay=frozenset({"b"}),
+        layer_decay=0.5,
+        depth={"w": 2, "b": 0, "e": 1}.get,
+        no_decay=["b"],
     )
     start = made.values()
     made.train(0, 1)
@@ -144,7 +145,7 @@ def test_no_decay_and_layer_decay_by_hand() -> None:
 def test_state_is_named_by_variable_and_frozen_variables_own_none() -> None:
     rules = ["w adam 1", "b sgd(momentum=0.9) 1", "e frozen"]
     made = harness.make(Slopes, slopes_loss, rules, slopes("float32"), 1, batch=BATCH)
-    assert sorted(optimizers.state(made.optimizers)) == [
+    assert sorted(group_optimizer.state(made.optimizers)) == [
         "optimizer/b/iterations",
         "optimizer/b/momentums",
         "optimizer/w/iterations",
@@ -152,7 +153,7 @@ def test_state_is_named_by_variable_and_frozen_variables_own_none() -> None:
         "optimizer/w/velocities",
     ]
     # Two float32 copies of 5 x 4, one of 4, and an int64 count each; Keras agrees.
-    sizes = optimizers.state_bytes(made.optimizers)
+    sizes = group_optimizer.state_bytes(made.optimizers)
     assert sizes == {"w": 2 * 80 + sizes_of_count(made), "b": 16 + sizes_of_count(made)}
 
 

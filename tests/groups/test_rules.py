@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import UserError
-from trainer.flags.calls import Clock
-from trainer.groups.rules import assign, depths, parse_rules, phases, resolve, select
+from trainer.flags.durations import Clock
+from trainer.groups.depths import depths
+from trainer.groups.phases import phases, resolve
+from trainer.groups.rules import assign, parse_rules, select
 from trainer.model.names import ModelVariable
 
 
@@ -48,7 +50,7 @@ def test_columns_names_and_durations() -> None:
     )
     assert (one.name, two.name, three.name) == ("group0", "frozen", "group1")
     assert one.optimizer.kwargs == {"momentum": 0.9, "nesterov": True}
-    assert two.optimizer is None and three.schedule == "1e-3"
+    assert two.optimizer is None and three.schedule.kwargs == {"rate": 1e-3}
     assert (str(three.start), str(three.until)) == ("2epochs", "50%")
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import UserError
-from trainer.flags.calls import Clock
+from trainer.flags.durations import Clock
 from trainer.groups import schedules
 
 FLAG = "--group"

@@ -6,7 +6,8 @@ import tensorflow as tf
 from keras import layers
 
 from trainer.errors import UserError
-from trainer.model.names import FrozenLayers, named_variables, walk
+from trainer.model.frozen import FrozenLayers
+from trainer.model.names import named_variables, walk
 
 
 def encoder(name: str) -> keras.Model:

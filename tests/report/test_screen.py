@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from trainer.errors import UserError
-from trainer.report.screen import Reporter
+from trainer.report.reporter import Reporter
+from trainer.report.screen import Screen
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -52,7 +53,7 @@ def curves(directory):
 
 def plain(workdir=None, **more):
     stream = io.StringIO()
-    return Reporter(workdir, 100, 10, stream=stream, **more), stream
+    return Reporter(workdir, 100, 10, Screen(stream=stream, **more)), stream
 
 
 # On a pipe
@@ -88,20 +89,20 @@ def test_plain_lines_say_everything_and_hold_no_control_character():
 def test_a_plain_table_is_aligned_and_not_cut():
     reporter, stream = plain()
     rows = [["conv1/kernel", "[3, 3, 1, 32]", 1e-3, "x" * 200], ["b", "[]", None, "[a-z]*\nb"]]
-    reporter.table("Who trains how", ["variable", "shape", "rate", "rule"], rows)
+    reporter.screen.table("Who trains how", ["variable", "shape", "rate", "rule"], rows)
     assert stream.getvalue().splitlines() == [
         "Who trains how",
         "variable      shape          rate   rule",
         "conv1/kernel  [3, 3, 1, 32]  0.001  " + "x" * 200,
         "b             []             None   [a-z]* b",
     ]
-    reporter.table("Empty", ["a", "b"], [])
+    reporter.screen.table("Empty", ["a", "b"], [])
     assert stream.getvalue().splitlines()[-2:] == ["Empty", "a  b"]
 
 
 def test_a_stream_that_cannot_encode_gets_escapes():
     raw = io.BytesIO()
-    reporter = Reporter(None, 1, 1, stream=io.TextIOWrapper(raw, encoding="ascii"))
+    reporter = Reporter(None, 1, 1, Screen(stream=io.TextIOWrapper(raw, encoding="ascii")))
     reporter.note("naïve \ud800")
     assert raw.getvalue() == b"na\\xefve \\ud800\n"
 
@@ -109,9 +110,9 @@ def test_a_stream_that_cannot_encode_gets_escapes():
 SCRIPT = """
 import sys
 from pathlib import Path
-from trainer.report.screen import Reporter
+from trainer.report.reporter import Reporter
 with Reporter(None, 100, 10) as reporter:
-    reporter.table("Title", ["a [b]", "c"], [["[red]x[/red]", 1.5]])
+    reporter.screen.table("Title", ["a [b]", "c"], [["[red]x[/red]", 1.5]])
     for step in (10, 20, 100):
         reporter.progress(step, 0.5, {"acc[u]": 0.25}, 1234.0)
         reporter.note(f"noted {step}")
@@ -154,11 +155,11 @@ def test_a_real_pipe_and_a_real_terminal_differ_as_they_should():
 
 
 def test_other_workers_say_and_write_nothing(tmp_path):
-    reporter, stream = plain(tmp_path, quiet=True)
+    reporter, stream = plain(None, quiet=True)
     reporter.trim(0)
     reporter.note("a")
     reporter.warn("b")
-    reporter.table("c", ["d"], [["e"]])
+    reporter.screen.table("c", ["d"], [["e"]])
     reporter.progress(1, 0.5, {}, 1.0)
     reporter.log(train(1))
     reporter.evaluation({"step": 1, "loss": 1.0})

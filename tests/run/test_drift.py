@@ -9,7 +9,7 @@ from tests.support.runs import assert_same, killed, main, newest, state
 from trainer.checkpoints import checkpoint
 from trainer.flags.command_line import parse
 from trainer.run import resume
-from trainer.run.assemble import assemble, make_program
+from trainer.run.assemble import assemble
 
 MODEL = (
     "--model=mnist_mlp(hidden=4)",
@@ -88,7 +88,7 @@ def test_what_changes_no_number_is_no_difference(workdir, data):
 
 
 def test_the_order_of_the_data_stays_where_the_flag_leaves_it_open(workdir, data, monkeypatch):
-    from trainer.data.streaming import residency
+    from trainer.data.choice import residency
 
     asked = []
     here = residency
@@ -101,7 +101,7 @@ def test_the_order_of_the_data_stays_where_the_flag_leaves_it_open(workdir, data
     monkeypatch.setattr("trainer.run.resume.residency", less)
     made = assemble(config(None, *MODEL, *GROUPS, *LENGTH, data))
     assert made.residency == "streaming"
-    assert resume.resume(made, newest(workdir), False).run.residency == "resident"
+    assert resume.resume(made, newest(workdir), False).made.residency == "resident"
     assert asked[-1] == "resident"
 
 
@@ -113,10 +113,10 @@ def accepted(workdir, *flags):
     """The state that a run of other flags would go on with, and what it says."""
     made = assemble(config(None, *flags))
     resumed = resume.resume(made, newest(workdir), True)
-    program = make_program(resumed.run)
-    told = resumed.restore(program)
+    program = resumed.made.program()
+    notes = resumed.restore(program)
     values = {name: v.numpy() for name, v in program.state.named().items()}
-    return values, resume.note(resumed, program, told), resumed
+    return values, resume.note(resumed, program, notes), resumed
 
 
 def test_accepted_state_follows_each_variable_by_name(workdir, data):
@@ -133,7 +133,7 @@ def test_accepted_state_follows_each_variable_by_name(workdir, data):
             np.testing.assert_array_equal(value, saved[name], err_msg=name)
     assert values["optimizer/logits/w/iterations"] == 6
     # Adam corrects by its number of updates, so variables of 6 and of 0 cannot share it.
-    own = [sorted(v.name for v in o.group.variables) for o in resumed.run.optimizers]
+    own = [sorted(v.name for v in o.group.variables) for o in resumed.made.parts.optimizers]
     assert sorted(own) == [["hidden1/b", "hidden1/w"], ["hidden2/b", "hidden2/w"], ["logits/b", "logits/w"]]
     assert "The plan has changed" in said and "- group body: variables" in said
 

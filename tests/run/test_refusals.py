@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import run
-from trainer.data.feed import Streaming
-from trainer.data.sources.tfds import Dataset, open_dataset
+from trainer.data.sources.tfds import TfdsSource, open_dataset
+from trainer.data.streaming import Streaming
 
 ROOT = Path(run.__file__).parent
 BASE = {
@@ -37,10 +37,10 @@ def refused(monkeypatch, capsys, tmp_path, data_dir):
     def read(*_args, **_kwargs):
         pytest.fail("examples were read, or a data set was prepared, before the refusal")
 
-    monkeypatch.setattr("trainer.data.streaming.load", read)
-    monkeypatch.setattr("trainer.data.streaming._records", read)
+    monkeypatch.setattr("trainer.data.resident.load", read)
+    monkeypatch.setattr("trainer.data.sources.tfds._records", read)
     monkeypatch.setattr(Streaming, "chunk", read)
-    monkeypatch.setattr(Dataset, "prepare", lambda dataset: dataset.prepared or read())
+    monkeypatch.setattr(TfdsSource, "prepare", lambda dataset: dataset.prepared or read())
 
     def call(*arguments, groups=(ALL,), **values):
         flags = {**BASE, "data_dir": data_dir, "workdir": tmp_path / "work", **values}

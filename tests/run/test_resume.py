@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.runs import SMALL, assert_same, killed, main, newest, records, state, two_replicas
 from trainer.checkpoints import checkpoint, manifest
-from trainer.run.evaluation import evaluate
+from trainer.training.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +75,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path, monkeypa
         return evaluate(program, function, feed)
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.run.evaluation.evaluate", disturbed)
+        patch.setattr("trainer.training.evaluation.evaluate", disturbed)
         assert main(tmp_path, *SMALL, data) == 143
     assert newest(tmp_path).step == at and newest(tmp_path).meta["metrics"] == {}
     assert records(tmp_path) == [r for r in records(whole) if r["step"] + (r["kind"] == "eval") <= at]

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import run
-from trainer.data.sources.tfds import Dataset, open_dataset
+from trainer.data.sources.tfds import TfdsSource, open_dataset
 from trainer.readers import open_source
 
 ORIGINALS = Path(run.__file__).parent.parent / "shared/data/mnist"
@@ -353,9 +353,9 @@ def no_reading(monkeypatch):
     def read(*_args, **_kwargs):
         pytest.fail("--mode=plan read or prepared data")
 
-    monkeypatch.setattr("trainer.data.streaming.load", read)
-    monkeypatch.setattr("trainer.data.streaming._records", read)
-    monkeypatch.setattr(Dataset, "prepare", read)
+    monkeypatch.setattr("trainer.data.resident.load", read)
+    monkeypatch.setattr("trainer.data.sources.tfds._records", read)
+    monkeypatch.setattr(TfdsSource, "prepare", read)
 
 
 @pytest.fixture

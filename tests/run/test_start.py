@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused_before_data_are_read(
     def never(*_: object) -> None:
         raise AssertionError("data were read")
 
-    monkeypatch.setattr("trainer.data.streaming.load", never)
+    monkeypatch.setattr("trainer.data.resident.load", never)
     wide = flags(place, "wide", f"--init_from={place / 'source'}", "--group=.* sgd 0.1")
     wide[1] = "--model=mnist_cnn(filters=8)"
     assert run.main(wide) == 1

@@ -1,26 +1,22 @@
 """A run in a few lines for tests: a model, rules and arrays, with no flags, files or data sets."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+import trainer
 from trainer.data.feed import MASK
-from trainer.flags.calls import Clock
-from trainer.groups import optimizers, schedules
-from trainer.groups.optimizers import GroupOptimizer
-from trainer.groups.rules import Phase, assign, parse_rules, phases, resolve
-from trainer.model.module import check_loss
-from trainer.model.names import ModelVariable, walk
-from trainer.training.gradients import Settings
+from trainer.devices import strategy as strategies
+from trainer.flags.config import Config
+from trainer.groups.group_optimizer import GroupOptimizer
+from trainer.groups.phases import Phase
+from trainer.model.names import ModelVariable
+from trainer.run.assemble import Assembled, assemble
 from trainer.training.program import Program
-from trainer.training.state import TrainState
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -61,13 +57,23 @@ class ArrayFeed:
 
 @dataclasses.dataclass
 class Made:
-    """What `make` returns: the program, and shortcuts into it."""
+    """What `make` returns: a run, its program, and shortcuts into them."""
 
+    run: Assembled
     program: Program
-    phases: list[Phase]
-    variables: list[ModelVariable]
-    optimizers: list[GroupOptimizer]
     feed: Any
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return self.run.parts.phases
+
+    @property
+    def variables(self) -> tuple[ModelVariable, ...]:
+        return self.run.built.variables
+
+    @property
+    def optimizers(self) -> tuple[GroupOptimizer, ...]:
+        return self.run.parts.optimizers
 
     def train(self, start: int, stop: int) -> None:
         """Steps `start` up to `stop`, in as many calls as there are phases."""
@@ -89,46 +95,28 @@ def make(
     arrays: Arrays,
     steps: int,
     strategy: tf.distribute.Strategy | None = None,
-    precision: str = "float32",
-    seed: int = 0,
-    multipliers: Mapping[str, float] | None = None,
-    no_decay: frozenset[str] = frozenset(),
-    preprocess: Callable[..., Any] | None = None,
-    **settings: Any,
+    batch: int = 8,
+    **flags: Any,
 ) -> Made:
-    """A program over `build`'s model. `settings` are those of `trainer.training.gradients.Settings`."""
-    strategy = strategy or tf.distribute.get_strategy()
-    keras.backend.clear_session()  # forgets the dtype policy, so it comes first
-    use_precision(precision)
-    keras.utils.set_random_seed(seed)
-    module = SimpleNamespace(build=build, loss=loss, preprocess=preprocess)
-    with strategy.scope():
-        model = build()
-        variables = walk(model)
-        clock = Clock(None, settings["batch"], steps)
-        resolved = resolve(assign(parse_rules(rules), variables), clock, steps)
-        made = [
-            GroupOptimizer(g, optimizers.make(g.rule.optimizer, g.rule.flag), multipliers or {}, no_decay)
-            for g in resolved
-        ]
-        for optimizer in made:
-            optimizer.build()
-        batch = settings["batch"] // settings.get("accumulate", 1)
-        spec = {name: tf.TensorSpec(a.shape[1:], a.dtype) for name, a in arrays.items()}
-        trained = frozenset(v.name for g in resolved for v in g.variables)
-        metrics = check_loss(
-            module, model, variables, trained, spec, batch // strategy.num_replicas_in_sync, strategy
-        )
-        state = TrainState(
-            variables, made, metrics, settings.get("ema") is not None, precision == "mixed_float16"
-        )
-    rates = {
-        g.name: schedules.build(schedules.check(g.rule.schedule, ""), clock, g.stop - g.start, "")
-        for g in resolved
-    }
-    program = Program(strategy, module, model, state, rates, Settings(seed=seed, **settings))
-    feed = ArrayFeed(arrays, settings["batch"])
-    return Made(program, phases(resolved, steps), variables, made, feed)
+    """A run over `build`'s model, whose feed has the rows of `arrays` in order.
+
+    `batch` is of an update; `flags` are flags, and `preprocess` and `depth` of the model module.
+    """
+    parts = {name: flags.pop(name) for name in ("preprocess", "depth") if name in flags}
+    accumulate = flags.get("accumulate", 1)
+    config = Config(
+        model=trainer.ModelModule(build=build, loss=loss, **parts),
+        dataset=arrays,
+        group=rules,
+        batch_size=batch // accumulate,
+        train_for=steps,
+        eval_split="none",
+        **{"on_nonfinite": "skip" if flags.get("precision") == "mixed_float16" else "off", **flags},
+    )
+    config.check()
+    run = assemble(config, on=(strategy or tf.distribute.get_strategy(), "as given"))
+    stored = run.split.source.arrays("train")
+    return Made(run, run.program(), ArrayFeed(stored, batch))
 
 
 def use_precision(precision: str) -> None:
@@ -138,15 +126,8 @@ def use_precision(precision: str) -> None:
 
 
 def mirrored(count: int = 2) -> tf.distribute.Strategy:
-    """A MirroredStrategy over logical CPUs, one of each size a process."""
-    return _mirrored(count)  # apart, so that the cache sees one key for a default and the same number given
-
-
-@functools.cache
-def _mirrored(count: int) -> tf.distribute.Strategy:
-    # TensorFlow numbers collectives by strategy from the same start; its own tests keep them apart so, too.
-    with mock.patch.object(tf.distribute.MirroredStrategy, "_collective_key_base", 100_000 * count):
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+    """A MirroredStrategy over logical CPUs."""
+    return strategies.mirrored([f"CPU:{i}" for i in range(count)])
 
 
 def digits(examples: int, dtype: str = "float64", side: int = 28) -> dict[str, np.ndarray]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import run
-from tests.support import harness
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry, scan
+from trainer.devices.strategy import mirrored
 
 # 300 examples in steps of 40: 15 steps in two epochs, an epoch's edge at 8, a phase's at 10.
 SMALL = (
@@ -58,7 +58,8 @@ def killed(monkeypatch: pytest.MonkeyPatch, at: int, saved: bool, workdir: Path,
 
 def two_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every run has the one MirroredStrategy of this process."""
-    monkeypatch.setattr("trainer.run.build.strategy_for", lambda *_: (harness.mirrored(), "two replicas"))
+    two = mirrored(["CPU:0", "CPU:1"])
+    monkeypatch.setattr("trainer.run.build.strategy_for", lambda *_: (two, "two replicas"))
 
 
 def newest(workdir: Path) -> Entry:

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from tests.support import harness
 from trainer.errors import UserError
-from trainer.training.loop import Events, Loop
+from trainer.groups.phases import Events
+from trainer.training.loop import Loop
 
 BATCH, BAD = 8, 3
 
@@ -122,10 +123,10 @@ def test_a_metric_that_is_not_finite_stops_nothing() -> None:
 
 def loop(made: harness.Made, saved: list[Any], said: list[str]) -> Loop:
     quiet = {name: lambda *args, **rest: None for name in ("progress", "log", "note", "evaluation")}
-    reporter = SimpleNamespace(**quiet, warn=said.append)
+    reporter = SimpleNamespace(**quiet, warn=said.append, stop=False, steps_per_epoch=6.0)
     events = Events(log=100, evaluate=100, save=100, total=6)
     save = lambda step, metrics: saved.append((step, state(made)))  # noqa: E731
-    return Loop(made.program, tuple(made.phases), events, made.feed, reporter, None, save, 6.0)
+    return Loop(made.program, tuple(made.phases), events, made.feed, reporter, None, save)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from models import mnist_cnn
 from tests.support import harness
-from trainer.groups.optimizers import state_bytes
+from trainer.groups.group_optimizer import state_bytes
 
 BATCH = 8
 

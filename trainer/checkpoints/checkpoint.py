@@ -17,7 +17,9 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.checkpoints import manifest
+from trainer.checkpoints.files import sync
 from trainer.checkpoints.manifest import Entry, Spec, check, scan, usable
+from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 
 _UNFINISHED = re.compile(r"\.tmp-(step|pruned)-[0-9a-f-]+")
@@ -49,15 +51,15 @@ def save(directory: Path, step: int, state: Mapping[str, tf.Variable], meta: dic
     try:
         if not directory.is_dir():
             directory.mkdir(parents=True)
-            _sync(directory.parent)
+            sync(directory.parent)
         aside.mkdir()
         tf.train.Checkpoint(v=dict(state)).write(str(aside / "data"))
         _reader(aside, _specs(state))
         text = manifest.text(step, _specs(state), aside, meta)
         (aside / manifest.NAME).write_text(text, encoding="utf-8")
         for name in os.listdir(aside):
-            _sync(aside / name)
-        _sync(aside)
+            sync(aside / name)
+        sync(aside)
         return _commit(directory, step, aside)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
@@ -80,17 +82,8 @@ def _commit(directory: Path, step: int, aside: Path) -> Path:
     revision = same[0].revision + 1 if same else 1
     target = directory / (f"step-{step:09d}" + (f"-{revision}" if same else ""))
     aside.rename(target)
-    _sync(directory)
+    sync(directory)
     return target
-
-
-def _sync(path: Path) -> None:
-    """Waits until the file or directory is on the disk: a rename alone may overtake its bytes."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Keeping house
@@ -162,7 +155,7 @@ def _set_aside(entry: Entry) -> Path | None:
     target = _free(entry.path.parent, f"damaged-{entry.path.name}")
     with _told(f"The damaged checkpoint {entry.path} could not be set aside"):
         entry.path.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     return target
 
 
@@ -261,17 +254,14 @@ def load(entry: Entry, state: Mapping[str, tf.Variable], only: Collection[str] |
         lines = "\n".join(wrong)
         raise UserError(f"The checkpoint {entry.path} does not fit; nothing was loaded.\n{lines}")
     for name, value in read(entry, names).items():
-        variable = state[name]
-        mirrored = isinstance(variable, tf.distribute.DistributedValues)
-        for replica in variable.values if mirrored else [variable]:
-            replica.assign(tf.constant(value, dtype=variable.dtype))
+        assign(state[name], value)
 
 
 def read(entry: Entry, names: Collection[str]) -> dict[str, Any]:
     """`{name: array}` of some of the entry's variables. UserError where a file cannot be read."""
     try:
         reader = _reader(entry.path, {name: entry.variables[name] for name in names})
-        return {name: reader.get_tensor(_key(name)) for name in names}
+        return {name: reader.get_tensor(manifest.key(name)) for name in names}
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
             f"The checkpoint {entry.path} cannot be read, and nothing was loaded: {_reason(error)}."
@@ -286,15 +276,10 @@ def _reader(path: Path, specs: Mapping[str, Spec]) -> Any:
     reader = tf.compat.v1.train.NewCheckpointReader(str(path / "data"))
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, (shape, dtype) in specs.items():
-        key = _key(name)
-        if key not in shapes or (tuple(shapes[key]), dtypes[key].name) != (shape, dtype):
+        at = manifest.key(name)
+        if at not in shapes or (tuple(shapes[at]), dtypes[at].name) != (shape, dtype):
             raise ValueError(f"the index {path / 'data.index'} does not hold {name} as it should")
     return reader
-
-
-def _key(name: str) -> str:
-    """The key that `tf.train.Checkpoint(v={name: ...})` writes, its dots and slashes escaped."""
-    return f"v/{name.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def _text(spec: Spec) -> str:

@@ -204,6 +204,14 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def key(name: str) -> str:
+    """Where a variable lies in the data: the key that `tf.train.Checkpoint(v={name: ...})` writes.
+
+    Its dots and slashes are escaped as TensorFlow escapes them.
+    """
+    return f"v/{name.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+
+
 # Choosing
 
 

@@ -5,8 +5,11 @@ what it chose and why. A device, a list of workers or a batch that does not fit 
 before a model is built. Nothing happens at import.
 """
 
+import functools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -96,7 +99,22 @@ def strategy_for(
             "--virtual_devices=2 to try it on the CPU, or --strategy=one."
         )
     _check_batch(batch_size, len(there), listing(there))
-    return tf.distribute.MirroredStrategy(there), f"{_count(there)}, mirrored"
+    return mirrored(there), f"{_count(there)}, mirrored"
+
+
+def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """The one MirroredStrategy of this process over these devices.
+
+    TensorFlow numbers the collectives of every strategy from the same start, so that two strategies in one
+    process could take each other's; each gets a range of numbers of its own here.
+    """
+    return _mirrored(tuple(devices))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    own = {"_collective_key_base": 100_000 * (1 + _mirrored.cache_info().currsize)}
+    return type("MirroredStrategy", (tf.distribute.MirroredStrategy,), own)(list(devices))
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -123,6 +141,53 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
     if _is_multi_worker(strategy):
         return len(strategy.extended.worker_devices)
     return replicas(strategy)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a global batch is shared out: over replicas, over workers, over accumulated batches.
+
+    Attributes:
+      strategy: whose replicas take the parts.
+      accumulate: batches in a row whose gradients one update sums; each is shared by all replicas.
+    """
+
+    strategy: tf.distribute.Strategy
+    accumulate: int = 1
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas share a batch, over all workers."""
+        return replicas(self.strategy)
+
+    @property
+    def worker(self) -> int:
+        """Index of this process among the workers."""
+        return worker(self.strategy)[0]
+
+    @property
+    def workers(self) -> int:
+        """How many processes share a batch."""
+        return worker(self.strategy)[1]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this process's replicas."""
+        try:
+            return tuple(self.strategy.extended.worker_devices)
+        except RuntimeError:  # TensorFlow's default strategy does not tell
+            return ("GPU:0",) if tf.config.list_logical_devices("GPU") else ("CPU:0",)
+
+
+def copies(variable: tf.Variable) -> tuple[tf.Variable, ...]:
+    """The variable of each replica of this process: several of a mirrored one, else itself."""
+    return tuple(variable.values) if isinstance(variable, tf.distribute.DistributedValues) else (variable,)
+
+
+def assign(variable: tf.Variable, value: Any) -> None:
+    """Gives `value` (of the variable's shape and dtype) to every replica of this process, eagerly."""
+    for copy in copies(variable):
+        copy.assign(tf.constant(value, copy.dtype))
 
 
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
@@ -160,7 +225,7 @@ def _auto(there: Sequence[str], batch_size: int) -> tuple[tf.distribute.Strategy
         why = f"the most of {len(there)} that divide --batch_size={batch_size}"
     if most > 1:
         used = list(there[:most])
-        return tf.distribute.MirroredStrategy(used), f"{_count(used)}: {why}"
+        return mirrored(used), f"{_count(used)}: {why}"
     chosen, sentence = _one(() if there[0] == _default() else there[:1])
     return chosen, f"{sentence}: {why}"
 

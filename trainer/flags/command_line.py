@@ -1,16 +1,15 @@
 """From `argv` and flagfiles to a `Config`; absl reads, and what absl would swallow is refused."""
 
 import re
-import types
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from trainer.errors import UserError, near
-from trainer.flags.config import Config
+from trainer.flags.config import TOPICS, Config, kind_of
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -33,7 +32,7 @@ def parse(arguments: Sequence[str]) -> Config:
     except flags.Error as error:
         raise UserError(_advice(str(error))) from None
     if values["help"].value:
-        print(f"{arguments[0]}: trains a TensorFlow model. Flags:\n{_help()}")
+        print(f"{arguments[0]}: trains a TensorFlow model. Each flag may stand in a --flagfile.\n{_help()}")
         raise SystemExit(0)
     if len(rest) > 1:
         raise UserError(
@@ -47,21 +46,17 @@ def parse(arguments: Sequence[str]) -> Config:
 def define() -> flags.FlagValues:
     """absl flags of the fields of `Config`, in a `FlagValues` of their own."""
     values = flags.FlagValues()
-    kinds = Config.types()
+    define_one = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        list: flags.DEFINE_multi_string,
+    }
     for field in fields(Config):
-        kind, text = kinds[field.name], field.metadata["help"]
-        if field.metadata["choices"]:
-            text += f" One of: {', '.join(field.metadata['choices'])}."
-        default: Any = None if kind == list[str] else field.default
-        if isinstance(kind, types.UnionType):
-            kind = next(k for k in kind.__args__ if k is not types.NoneType)
-        define_one = {
-            bool: flags.DEFINE_bool,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            str: flags.DEFINE_string,
-        }.get(kind, flags.DEFINE_multi_string)
-        define_one(field.name, [] if kind == list[str] else default, text, flag_values=values)
+        kind = kind_of(field)
+        default = [] if kind is list else field.default
+        define_one[kind](field.name, default, field.metadata["help"], flag_values=values)
     flags.DEFINE_bool("help", False, "Show the flags.", flag_values=values)
     return values
 
@@ -70,7 +65,8 @@ def _advice(message: str) -> str:
     """What absl says of a value that it cannot read, with what the flag takes."""
     if match := re.match(r"flag (--(\w+)=.*?): ", message, re.DOTALL):
         kinds: dict[Any, str] = {bool: "true or false", int: "a whole number"}
-        return f"{match[1]}: takes {kinds.get(Config.types().get(match[2]), 'a number')}."
+        kind = next((kind_of(field) for field in fields(Config) if field.name == match[2]), None)
+        return f"{match[1]}: takes {kinds.get(kind, 'a number')}."
     match = re.fullmatch(r"Missing value for flag (-*\w+).*", message)
     return f"{match[1]}: no value. Write {match[1]}=VALUE." if match else message
 
@@ -80,13 +76,19 @@ def _names() -> list[str]:
 
 
 def _help() -> str:
+    """All flags by topic, each topic with an example."""
     lines = []
-    for field in fields(Config):
-        choices = f" ({'|'.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
-        default = "" if isinstance(field.default, type) or field.default in ("", None) else field.default
-        shown = f" [{default}]" if isinstance(default, int | float | str) and default != "" else ""
-        lines.append(f"  --{field.name}: {field.metadata['help']}{choices}{shown}")
+    for topic, example in TOPICS.items():
+        lines += ["", f"{topic}, such as {example}"]
+        lines += [_help_line(field) for field in fields(Config) if field.metadata["topic"] == topic]
     return "\n".join(lines)
+
+
+def _help_line(field: Field[Any]) -> str:
+    choices = f" ({'|'.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+    default = field.default if kind_of(field) is not list else ""
+    shown = f" [{default}]" if default not in ("", None) else ""
+    return f"  --{field.name}: {field.metadata['help']}{choices}{shown}"
 
 
 def check_flagfile(path: Path, above: tuple[Path, ...]) -> None:
@@ -147,7 +149,9 @@ def flagfile(config: Config) -> str:
     lines = []
     for field in fields(Config):
         value = getattr(config, field.name)
-        if isinstance(value, list):
+        if not isinstance(value, str) and field.name in ("model", "dataset"):
+            lines.append(f"# --{field.name} was a thing of Python: {config.given()[field.name]}")
+        elif isinstance(value, list):
             lines += [f"--{field.name}={item}" for item in value]
         elif value != field.default:
             shown = str(value).lower() if isinstance(value, bool) else value

@@ -1,7 +1,11 @@
-"""Every flag of the program: name, type, default and help, once. `run.py` makes absl flags of it."""
+"""The one schema of what can be asked: name, type, default, help and topic of every flag.
 
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, get_type_hints
+`run.py` fills it from the command line, `trainer.Run(...)` from keywords of the same names.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Protocol
 
 from trainer.errors import UserError, near
 
@@ -32,80 +36,141 @@ _OF_NO_USE = (
     ("eval_every", "eval_split", "none", "Name an --eval_split"),
 )
 
+# {topic of --help: an example}, in the order of the fields below.
+TOPICS = {
+    "What to do": "--mode=plan",
+    "What is trained": "--group='conv1/.* frozen' --group='.* adam cosine(1e-3, warmup=5%)'",
+    "On what": "--dataset=mnist --manual_dir=/data/mnist",
+    "For how long": "--train_for=3epochs --eval_every=500",
+    "How a step is made": "--precision=mixed_bfloat16 --clip_norm=1.0 --accumulate=4",
+    "Where": "--strategy=mirrored --devices=GPU:0,GPU:1",
+    "From where": "--init_from=/runs/pretrain --init_only='conv.*'",
+    "What is left behind": "--workdir=runs/mnist --keep=3 --keep_best=accuracy",
+    "Other modes": "--mode=export --export_to=/models/mnist",
+}
 
-def _flag(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    metadata = {"help": text, "choices": choices}
+
+class ModelLike(Protocol):
+    """What Python may pass for `model`: a module, or anything with these two functions."""
+
+    @property
+    def build(self) -> Callable[..., Any]:
+        """As docs/new_model.md says."""
+
+    @property
+    def loss(self) -> Callable[..., Any]:
+        """As docs/new_model.md says."""
+
+
+class DatasetLike(Protocol):
+    """What Python may pass for `dataset`: a source, such as `trainer.Arrays`."""
+
+    def sizes(self) -> Any:
+        """`{split: examples}`."""
+
+    def spec(self) -> Any:
+        """Of one example."""
+
+
+def _flag(topic: str, default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    metadata = {"topic": topic, "help": text, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=list, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
+_DO, _WHAT, _DATA, _LONG, _STEP, _WHERE, _FROM, _LEFT, _MORE = TOPICS
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """One value per flag; a `list[str]` is a flag that repeats, `None` is a flag not given."""
+    """One value per flag; a list is a flag that repeats, `None` is a flag not given.
 
-    mode: str = _flag("train", "What to do.", MODES)
-    # What is trained
-    model: str = _flag("", "Model module in models/ or dotted path: `mnist_cnn(filters=32)`.")
-    group: list[str] = _flag(
-        [], "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen; repeats."
+    Raises:
+      UserError: `check`, which is to be called once, refuses what no run can use.
+    """
+
+    mode: str = _flag(_DO, "train", "What to do.", MODES)
+    model: str | ModelLike = _flag(
+        _WHAT, "", "Model module in models/ or dotted path: `mnist_cnn(filters=32)`."
     )
-    no_decay: list[str] = _flag([], "Variables (regex) that no weight decay touches; repeats.")
-    layer_decay: float = _flag(1.0, "Each variable's rate times this to the power of its depth.")
-    # On what
-    dataset: str = _flag("", "A TFDS name or a builder in datasets/: `mnist`, `digits`.")
-    fallback_dataset: str = _flag("", "What to train on where --dataset cannot be had.")
-    data_dir: str = _flag("", "Where TFDS keeps prepared data (TFDS's own default if empty).")
-    manual_dir: str = _flag("", "Where the original files of the data set lie.")
+    group: Sequence[str] = _flag(
+        _WHAT, [], "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen; repeats."
+    )
+    no_decay: Sequence[str] = _flag(_WHAT, [], "Variables (regex) that no weight decay touches; repeats.")
+    layer_decay: float = _flag(_WHAT, 1.0, "Each variable's rate times this to the power of its depth.")
+    dataset: str | DatasetLike | Mapping[str, Any] = _flag(
+        _DATA, "", "A TFDS name or a builder in datasets/: `mnist`, `digits`."
+    )
+    fallback_dataset: str = _flag(_DATA, "", "What to train on where --dataset cannot be had.")
+    data_dir: str = _flag(_DATA, "", "Where TFDS keeps prepared data (TFDS's own default if empty).")
+    manual_dir: str = _flag(_DATA, "", "Where the original files of the data set lie.")
     data_residency: str = _flag(
-        "auto", "Data on the device or read as it goes.", ("auto", "resident", "streaming")
+        _DATA, "auto", "Data on the device or read as it goes.", ("auto", "resident", "streaming")
     )
-    train_split: str = _flag("train", "Split to train on.")
-    eval_split: str = _flag("test", "Split to evaluate on; `none` for no evaluation.")
-    batch_size: int = _flag(128, "Examples per batch over all replicas.")
-    # For how long
-    train_for: str = _flag("", "Duration: `500`, `500steps`, `3epochs`.")
-    log_every: str = _flag("100", "Duration between log points.")
-    eval_every: str = _flag("1epoch", "Duration between evaluations.")
-    save_every: str = _flag("1epoch", "Duration between checkpoints.")
-    # How a step is made
-    seed: int = _flag(0, "Seeds the initial weights, the order of the data and every mask.")
-    precision: str = _flag("float32", "Numbers.", ("float32", "float64", "mixed_bfloat16", "mixed_float16"))
-    clip_norm: float | None = _flag(None, "Largest global norm of the gradient over all groups.")
-    accumulate: int = _flag(1, "Batches whose gradients are summed for one step.")
-    ema: float | None = _flag(None, "Decay of an average of the weights, kept beside them.")
-    on_nonfinite: str = _flag("halt", "At a non-finite loss or gradient.", ("halt", "skip", "off"))
-    jit_compile: bool = _flag(False, "Compile forward and backward pass with XLA.")
-    deterministic: bool = _flag(False, "TensorFlow's op determinism: same bits on a GPU too.")
-    # Where
-    strategy: str = _flag("auto", "Engine.", ("auto", "one", "mirrored", "multi_worker"))
-    devices: str = _flag("", "Devices to use: `GPU:0,GPU:1`.")
-    virtual_devices: int = _flag(0, "Split the CPU into this many logical devices.")
-    communication: str = _flag("auto", "All-reduce between workers.", ("auto", "ring", "nccl"))
-    # From where
-    init_from: str = _flag("", "Checkpoint or weights file whose values the model starts from.")
-    init_only: list[str] = _flag([], "Restore only these variables (regex); repeats.")
-    init_skip: list[str] = _flag([], "Leave these alone, in the model or the source; repeats.")
-    init_rename: list[str] = _flag([], "MODEL_REGEX -> SOURCE_NAME; repeats.")
-    init_cast: bool = _flag(False, "Let a restored value change its float width.")
-    init_weights: str = _flag("raw", "Which weights of the source.", ("raw", "ema"))
-    init_adapt: list[str] = _flag([], "PATTERN METHOD(...): change a value's shape; repeats.")
-    # What is left behind
-    workdir: str = _flag("", "Directory of the run: checkpoints, metrics, plan, event files.")
-    keep: int = _flag(3, "Newest checkpoints to keep.")
-    keep_best: str = _flag("", "Also keep the checkpoint best in this metric: `accuracy`.")
-    accept_plan_change: bool = _flag(False, "Resume although the plan differs from the saved one.")
-    # Other modes
-    plan_out: str = _flag("", "File that --mode=plan writes the plan to, as JSON.")
-    checkpoint: str = _flag("newest", "For evaluate and export: `newest`, `best` or a step.")
-    weights: str = _flag("raw", "For evaluate and export: which weights.", ("raw", "ema"))
-    export_to: str = _flag("", "Directory that --mode=export makes.")
-    verify_steps: int = _flag(6, "Steps that the verify modes train.")
+    train_split: str = _flag(_DATA, "train", "Split to train on.")
+    eval_split: str = _flag(_DATA, "test", "Split to evaluate on; `none` for no evaluation.")
+    batch_size: int = _flag(_DATA, 128, "Examples per batch over all replicas.")
+    train_for: str | int = _flag(_LONG, "", "Duration: `500`, `500steps`, `3epochs`.")
+    log_every: str | int = _flag(_LONG, "100", "Duration between log points.")
+    eval_every: str | int = _flag(_LONG, "1epoch", "Duration between evaluations.")
+    save_every: str | int = _flag(_LONG, "1epoch", "Duration between checkpoints.")
+    seed: int = _flag(_STEP, 0, "Seeds the initial weights, the order of the data and every mask.")
+    precision: str = _flag(
+        _STEP, "float32", "Numbers.", ("float32", "float64", "mixed_bfloat16", "mixed_float16")
+    )
+    clip_norm: float | None = _flag(_STEP, None, "Largest global norm of the gradient over all groups.")
+    accumulate: int = _flag(_STEP, 1, "Batches whose gradients are summed for one step.")
+    ema: float | None = _flag(_STEP, None, "Decay of an average of the weights, kept beside them.")
+    on_nonfinite: str = _flag(_STEP, "halt", "At a non-finite loss or gradient.", ("halt", "skip", "off"))
+    jit_compile: bool = _flag(_STEP, False, "Compile forward and backward pass with XLA.")
+    deterministic: bool = _flag(_STEP, False, "TensorFlow's op determinism: same bits on a GPU too.")
+    strategy: str = _flag(_WHERE, "auto", "Engine.", ("auto", "one", "mirrored", "multi_worker"))
+    devices: str = _flag(_WHERE, "", "Devices to use: `GPU:0,GPU:1`.")
+    virtual_devices: int = _flag(_WHERE, 0, "Split the CPU into this many logical devices.")
+    communication: str = _flag(_WHERE, "auto", "All-reduce between workers.", ("auto", "ring", "nccl"))
+    init_from: str = _flag(_FROM, "", "Checkpoint or weights file whose values the model starts from.")
+    init_only: Sequence[str] = _flag(_FROM, [], "Restore only these variables (regex); repeats.")
+    init_skip: Sequence[str] = _flag(_FROM, [], "Leave these alone, in the model or the source; repeats.")
+    init_rename: Sequence[str] = _flag(_FROM, [], "MODEL_REGEX -> SOURCE_NAME; repeats.")
+    init_cast: bool = _flag(_FROM, False, "Let a restored value change its float width.")
+    init_weights: str = _flag(_FROM, "raw", "Which weights of the source.", ("raw", "ema"))
+    init_adapt: Sequence[str] = _flag(_FROM, [], "PATTERN METHOD(...): change a value's shape; repeats.")
+    workdir: str = _flag(_LEFT, "", "Directory of the run: checkpoints, metrics, plan, event files.")
+    keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
+    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`.")
+    accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
+    plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
+    checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
+    weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
+    export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
+    verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 
-    @classmethod
-    def types(cls) -> dict[str, Any]:
-        """`{flag name: type}`."""
-        return get_type_hints(cls)
+    def __post_init__(self) -> None:
+        """A flag that repeats is a list; a number stands for a duration's steps."""
+        for f in fields(self):
+            value, kind = getattr(self, f.name), kind_of(f)
+            if kind is list:
+                object.__setattr__(self, f.name, [value] if isinstance(value, str) else list(value))
+            elif kind is str and type(value) is int:
+                object.__setattr__(self, f.name, str(value))
+
+    @property
+    def model_name(self) -> str:
+        """What messages, plans and checkpoints call the model."""
+        return _name(self.model)
+
+    @property
+    def dataset_name(self) -> str:
+        """What messages, plans and checkpoints call the data set."""
+        return _name(self.dataset)
+
+    def given(self) -> dict[str, Any]:
+        """`{flag: value}` of the flags that differ from their defaults; a thing of Python as `<its name>`."""
+        values = {name: getattr(self, name) for name, default in defaults().items()}
+        differ = {name: value for name, value in values.items() if value != defaults()[name]}
+        things = {n for n in ("model", "dataset") if not isinstance(getattr(self, n), str)}
+        return {name: f"<{_name(v)}>" if name in things else v for name, v in differ.items()}
 
     def check(self) -> None:
         """Refuses values that no run can use; needs no TensorFlow.
@@ -115,6 +180,7 @@ class Config:
         """
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
+            _check_type(f, value)
             if choices and value not in choices:
                 raise UserError(
                     f"--{f.name}={value}: not one of {', '.join(choices)}. {near(value, choices)}"
@@ -140,8 +206,7 @@ class Config:
 
     def _check_use(self) -> None:
         """Refuses a flag that the mode or the other flags leave without effect."""
-        defaults = {f.name: [] if f.default is MISSING else f.default for f in fields(self)}
-        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        given = self.given()
         for name in given:
             modes = _MODES_OF.get(name, MODES)
             if self.mode not in modes:
@@ -168,3 +233,38 @@ class Config:
         value = getattr(self, name)
         value = value[0] if isinstance(value, list) else value
         return f"--{name}" if value is True else f"--{name}={value}"
+
+
+def defaults() -> dict[str, Any]:
+    """`{flag: value}` where nothing is given."""
+    return {f.name: [] if f.default is MISSING else f.default for f in fields(Config)}
+
+
+def kind_of(flag: "Field[Any]") -> type:
+    """The type of a flag on the command line: `str`, `int`, `float`, `bool`, or `list` (of `str`)."""
+    if flag.default is MISSING:
+        return list
+    return float if flag.default is None else type(flag.default)
+
+
+def _check_type(flag: "Field[Any]", value: Any) -> None:
+    """Refuses what Python may pass and no command line could."""
+    kind, allowed = kind_of(flag), {bool: bool, int: int, float: int | float, str: str}
+    if flag.name in ("model", "dataset") or (value is None and flag.default is None):
+        return
+    if kind is list:
+        right = all(isinstance(item, str) for item in value)
+    else:
+        right = isinstance(value, allowed[kind]) and isinstance(value, bool) == (kind is bool)
+    if not right:
+        takes = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+        raise UserError(f"--{flag.name}={value!r}: takes {takes.get(kind, 'a list of text')}.")
+
+
+def _name(value: Any) -> str:
+    """Text as it is; of a thing, what it calls itself."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return "arrays"
+    return str(getattr(value, "__name__", None) or getattr(value, "name", None) or type(value).__name__)

@@ -7,86 +7,78 @@ follows from it may differ as long as the past does not.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.flags.calls import Clock
+from trainer.flags.durations import Clock
 from trainer.groups import schedules
-from trainer.groups.optimizers import GroupOptimizer, state_bytes
-from trainer.groups.rules import FROZEN, Group, Phase
-from trainer.groups.schedules import Schedule
+from trainer.groups.group_optimizer import state_bytes
+from trainer.groups.partition import Partition
+from trainer.groups.phases import Group, Phase
+from trainer.groups.rules import FROZEN
 from trainer.model.names import ModelVariable
+from trainer.text import aligned
 
 # What a longer run may change, and what only describes it.
 _OF_THE_END = ("total", "phases", "rows", "totals", "rates_at", "rules")
 
 
-def rates(group: Group, schedule: Schedule, steps: Sequence[int]) -> list[float | None]:
-    """The group's learning rate at each of `steps`; None where it does not train."""
-    return [
-        float(schedule(tf.constant(s - group.start, tf.int64))) if group.start <= s < group.stop else None
-        for s in steps
-    ]
+@dataclass(frozen=True)
+class Plan:
+    """A plan as a value: prints as the table of its variables, its rules and its groups.
+
+    Attributes:
+      body: the plan as JSON has it.
+    """
+
+    body: Mapping[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dictionary per variable: name, shape, group, optimizer, rates, state bytes, start, rule, ..."""
+        return [dict(row) for row in self.body["rows"]]
+
+    def to_json(self) -> str:
+        """The whole of it, as `plan.json` has it."""
+        return json.dumps(self.body, indent=1)
+
+    def __str__(self) -> str:
+        """The tables."""
+        columns, rows, below = table(self.body)
+        groups, totals = totals_table(self.body)
+        return "\n".join([*aligned([columns, *rows]), *below, *aligned([groups, *totals])])
 
 
 def make(
     settings: Mapping[str, Any],
-    clock: Clock,
     variables: Sequence[ModelVariable],
-    optimizers: Sequence[GroupOptimizer],
-    group_schedules: Mapping[str, Schedule],
-    phases: Sequence[Phase],
-    rule_of: Mapping[str, str],
+    parts: Partition,
     start_of: Mapping[str, str],
 ) -> dict[str, Any]:
     """The plan, as JSON.
 
     Args:
       settings: what else the numbers depend on: model, data, batch size, seed, precision, ...
-      clock: `total` is the run's length in steps.
       variables: of the model.
-      optimizers: built.
-      group_schedules: by group name.
-      phases: of the run.
-      rule_of: by variable name, the rule that decided; in the order of the rules.
+      parts: who trains which of them.
       start_of: by variable name, where its start value comes from.
     """
-    total = clock.total or 0
-    steps = _steps_shown(phases, total)
-    sizes = state_bytes(optimizers)
-    owner = {v.name: o for o in optimizers for v in o.group.variables}
-    groups = {g.name: g for phase in phases for g in phase.active}
-    shown = {name: rates(group, group_schedules[name], steps) for name, group in groups.items()}
-    rows = []
-    for v in variables:
-        optimizer = owner.get(v.name)
-        rows.append(
-            {
-                "name": v.name,
-                "shape": list(v.shape),
-                "dtype": v.dtype.name,
-                "parameters": v.size,
-                "group": optimizer.group.name if optimizer else FROZEN if v.trainable else "not trained",
-                "optimizer": _optimizer(optimizer.group) if optimizer else None,
-                "from": optimizer.group.start if optimizer else None,
-                "until": optimizer.group.stop if optimizer else None,
-                "rates": [r and r * optimizer.multiplier(v) for r in shown[optimizer.group.name]]
-                if optimizer
-                else None,
-                "weight_decay": optimizer.weight_decay(v) if optimizer else None,
-                "state_bytes": sizes.get(v.name, 0),
-                "start": start_of.get(v.name, "initializer"),
-                "rule": rule_of.get(v.name),
-            }
-        )
+    steps = _steps_shown(parts.phases, parts.total)
+    groups = {group.name: group for group in parts.groups}
+    rule_of = {v.name: rule.flag for rule, own in parts.owned for v in own}
+    rows = _rows(variables, parts, steps)
+    for row in rows:
+        row["start"] = start_of.get(row["name"], "initializer")
+        row["rule"] = rule_of.get(row["name"])
     return {
         **settings,
-        "examples": clock.examples,
-        "total": total,
-        "groups": {name: _group(group, total) for name, group in groups.items()},
-        "phases": [[p.start, p.stop, [g.name for g in p.active]] for p in phases],
+        "examples": parts.clock.examples,
+        "total": parts.total,
+        "groups": {name: _group(group) for name, group in groups.items()},
+        "phases": [[p.start, p.stop, [g.name for g in p.active]] for p in parts.phases],
         "rates_at": steps,
         "rules": list(dict.fromkeys(rule_of.values())),
         "rows": rows,
@@ -94,10 +86,33 @@ def make(
     }
 
 
-def _group(group: Group, total: int) -> dict[str, Any]:
+def _rows(variables: Sequence[ModelVariable], parts: Partition, steps: Sequence[int]) -> list[dict[str, Any]]:
+    sizes, owner = state_bytes(parts.optimizers), parts.owner
+    shown = {group.name: parts.rates(group, steps) for group in parts.groups}
+    rows: list[dict[str, Any]] = []
+    for v in variables:
+        row = {"name": v.name, "shape": list(v.shape), "dtype": v.dtype.name, "parameters": v.size}
+        if optimizer := owner.get(v.name):
+            group, times = optimizer.group, optimizer.multiplier(v)
+            row |= {
+                "group": group.name,
+                "optimizer": _optimizer(group),
+                "from": group.start,
+                "until": group.stop,
+                "rates": [rate and rate * times for rate in shown[group.name]],
+                "weight_decay": optimizer.weight_decay(v),
+            }
+        else:
+            row["group"] = FROZEN if v.trainable else "not trained"
+            row |= dict.fromkeys(("optimizer", "from", "until", "rates", "weight_decay"))
+        rows.append({**row, "state_bytes": sizes.get(v.name, 0)})
+    return rows
+
+
+def _group(group: Group) -> dict[str, Any]:
     return {
         "optimizer": _optimizer(group),
-        "schedule": group.rule.schedule,
+        "schedule": group.rule.schedule.text if group.rule.schedule else "",
         "start": group.start,
         "stop": group.stop if group.rule.until else None,
         "from": str(group.rule.start or ""),

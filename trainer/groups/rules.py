@@ -1,16 +1,17 @@
-"""Rules to parameter groups, the frozen set and the phases of a run.
+"""Rules: which variables one optimizer and one schedule train, and which are frozen.
 
 A rule is one line of a table: PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen.
 The first rule whose pattern fully matches a trainable variable's name owns that variable.
 """
 
-import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import UserError, listing, near
-from trainer.flags.calls import Call, Clock, Duration, parse_call, parse_duration, split_columns
+from trainer.flags.calls import Call, split_columns
+from trainer.flags.durations import Duration, parse_duration
+from trainer.groups import optimizers, schedules
 from trainer.model.names import ModelVariable
 
 FROZEN = "frozen"
@@ -19,13 +20,23 @@ _GRAMMAR = "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN 
 
 @dataclass(frozen=True)
 class Rule:
-    """One `--group`: `optimizer` and `schedule` are None where it says `frozen`."""
+    """One `--group`, checked: what can be known of it without a model and a clock is right.
+
+    Attributes:
+      text: as its user wrote it.
+      pattern: of whole names of variables.
+      name: of its group; `frozen` where it says so.
+      optimizer: a Keras optimizer and its arguments by name; None where the rule says `frozen`.
+      schedule: its arguments by name; None where the rule says `frozen`.
+      start: `from=`; None for the start of the run.
+      until: `until=`; None for its end.
+    """
 
     text: str
     pattern: re.Pattern[str]
     name: str
     optimizer: Call | None = None
-    schedule: str | None = None
+    schedule: Call | None = None
     start: Duration | None = None
     until: Duration | None = None
 
@@ -35,36 +46,12 @@ class Rule:
         return f"--group={self.text}"
 
 
-@dataclass(frozen=True)
-class Group:
-    """Variables that one optimizer trains at one schedule from step `start` up to `stop`, exclusive."""
-
-    name: str
-    rule: Rule
-    variables: tuple[ModelVariable, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Steps `start` up to `stop`, exclusive, in which the same groups train."""
-
-    start: int
-    stop: int
-    active: tuple[Group, ...]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of the variables that train in this phase."""
-        return frozenset(v.name for group in self.active for v in group.variables)
-
-
 def parse_rules(texts: Iterable[str]) -> list[Rule]:
     """The rules in the order given; groups without a name are `group0`, `group1`, ...
 
     Raises:
-      UserError: no rule, a rule not of the grammar, a bad pattern, or a name used twice.
+      UserError: no rule, a rule not of the grammar, a bad pattern, an optimizer, a schedule or an
+        argument that there is not, or a name used twice.
     """
     rules: list[Rule] = []
     for text in texts:
@@ -108,8 +95,8 @@ def _parse_rule(text: str, name: str) -> Rule:
         text,
         pattern,
         options.get("name", name),
-        parse_call(columns[1], flag),
-        columns[2],
+        optimizers.check(columns[1], flag),
+        schedules.check(columns[2], flag),
         durations.get("from"),
         durations.get("until"),
     )
@@ -130,9 +117,10 @@ def _options(columns: Sequence[str], flag: str) -> dict[str, str]:
     return options
 
 
-def assign(
-    rules: Sequence[Rule], variables: Sequence[ModelVariable]
-) -> list[tuple[Rule, tuple[ModelVariable, ...]]]:
+Owned = tuple[Rule, tuple[ModelVariable, ...]]
+
+
+def assign(rules: Sequence[Rule], variables: Sequence[ModelVariable]) -> list[Owned]:
     """Each rule with the trainable variables that it owns: the first full match wins.
 
     Raises:
@@ -214,69 +202,3 @@ def select(patterns: Iterable[str], variables: Sequence[ModelVariable], flag: st
             )
         names |= hits
     return frozenset(names)
-
-
-def resolve(owned: Sequence[tuple[Rule, tuple[ModelVariable, ...]]], clock: Clock, total: int) -> list[Group]:
-    """Groups with their first and last steps, from durations; frozen rules make no group.
-
-    Raises:
-      UserError: a group that would start after the run's end, end after it, or end before its start.
-    """
-    groups = []
-    for rule, variables in owned:
-        if rule.optimizer is None:
-            continue
-        start = clock.steps(rule.start, rule.flag) if rule.start else 0
-        stop = clock.steps(rule.until, rule.flag) if rule.until else total
-        if not 0 <= start < stop or stop > total:
-            raise UserError(
-                f"{rule.flag}: trains from step {start} up to step {stop} in a run of {total} steps. "
-                f"Let it start before it ends and end by step {total}, or lengthen --train_for."
-            )
-        groups.append(Group(rule.name, rule, variables, start, stop))
-    return groups
-
-
-def phases(groups: Sequence[Group], total: int) -> list[Phase]:
-    """The phases of a run, in order; together they cover steps 0 to `total`.
-
-    Raises:
-      UserError: nothing to train in some phase.
-    """
-    edges = sorted({0, total, *(g.start for g in groups), *(g.stop for g in groups)})
-    result = []
-    for start, stop in itertools.pairwise(edges):
-        active = tuple(g for g in groups if g.start <= start and g.stop >= stop)
-        if not active:
-            raise UserError(
-                f"--group: nothing to train from step {start} up to step {stop}: every variable is "
-                "frozen there. Let a group start by then (from=) or end later (until=)."
-            )
-        result.append(Phase(start, stop, active))
-    return result
-
-
-def depths(variables: Sequence[ModelVariable], depth: Callable[[str], int] | None = None) -> dict[str, int]:
-    """How many layers lie between each trainable variable's layer and the head, which has 0.
-
-    Args:
-      variables: in the model's own order of layers.
-      depth: the model module's own `depth(name)`, where it has one.
-
-    Raises:
-      UserError: `depth` returns something other than an integer of at least 0.
-    """
-    trainable = [v for v in variables if v.trainable]
-    if depth is not None:
-        result = {v.name: depth(v.name) for v in trainable}
-        for name, value in result.items():
-            if not isinstance(value, int) or value < 0:
-                raise UserError(
-                    f"--layer_decay: the model's depth({name!r}) is {value!r}; it must be an integer, 0 "
-                    "for the head and more for the layers before it."
-                )
-        return result
-    # A layer's first variable places it. A plain module has no layers: its variables' folders stand in.
-    owners = dict.fromkeys(v.name.rpartition("/")[0] for v in reversed(trainable))
-    above = {owner: index for index, owner in enumerate(owners)}
-    return {v.name: above[v.name.rpartition("/")[0]] for v in trainable}

@@ -24,7 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError, near
-from trainer.flags.calls import Call, Clock, Duration, check_call, parse_call, signature_text
+from trainer.flags.calls import Call, check_call, parse_call, signature_text
+from trainer.flags.durations import Clock, Duration
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
 
@@ -182,10 +183,13 @@ def names() -> dict[str, str]:
 
 
 def check(text: str, flag: str) -> Call:
-    """Read a schedule and check all that needs no clock: name, arguments, rates.
+    """Reads a schedule and checks all that needs no clock: name, arguments, rates.
 
     `text` is a number or a call; a dotted name is a function (or class) outside the framework,
     which is imported to check the arguments against its signature.
+
+    Returns:
+      The call, its arguments by name.
 
     Raises:
       UserError: naming `flag`, the text and what is wrong with it.
@@ -195,12 +199,13 @@ def check(text: str, flag: str) -> Call:
     except ValueError:
         call = parse_call(text, flag)
     function = _function(call, flag)
-    _valid(function, check_call(call, _signature(function), "schedule", flag), call, flag)
-    return call
+    bound = check_call(call, _signature(function), "schedule", flag)
+    _valid(function, bound, call, flag)
+    return replace(call, args=(), kwargs=bound)
 
 
 def build(call: Call, clock: Clock, length: int, flag: str) -> Schedule:
-    """The schedule of a group that trains `length` steps.
+    """The schedule of a checked call, for a group that trains `length` steps.
 
     A custom schedule is called with its arguments, durations as steps, and returns a function of
     the step; `decay_steps=100%` hands it the length.
@@ -218,8 +223,7 @@ def build(call: Call, clock: Clock, length: int, flag: str) -> Schedule:
     function = _function(call, flag)
     signature = _signature(function)
     values = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
-    values |= check_call(call, signature, "schedule", flag)
-    values = _resolved(values, replace(clock, total=length), flag)
+    values = _resolved(values | call.kwargs, replace(clock, total=length), flag)
     values = _valid(function, values, call, flag)
     if function in _SCHEDULES:
         if values["warmup"] > length:

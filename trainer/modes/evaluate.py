@@ -3,12 +3,12 @@
 from trainer.devices.strategy import is_chief
 from trainer.errors import UserError
 from trainer.flags.config import Config
-from trainer.report.screen import Reporter
-from trainer.run.build import build_model, check_dataset, open_data
-from trainer.run.evaluation import feed, make_program
-from trainer.run.weights import find
+from trainer.report.screen import Screen
+from trainer.run import weights
+from trainer.run.assemble import evaluation, evaluation_program
+from trainer.run.build import build_model, check_dataset, check_model, evaluation_split, open_source
 from trainer.signals import stopping
-from trainer.training.loop import evaluate
+from trainer.training.evaluation import evaluate
 
 
 def run(config: Config) -> int:
@@ -20,20 +20,21 @@ def run(config: Config) -> int:
     if config.eval_split == "none":
         raise UserError("--eval_split=none: --mode=evaluate needs a split to evaluate on.")
     with stopping():  # there is nothing to save: a signal ends it at once
-        config, weights, told = find(config)
+        config, saved, notes = weights.find(config)
         check_dataset(config)
         built = build_model(config)
-        reporter = Reporter(None, 1, 1, quiet=not is_chief(built.strategy))
-        dataset, metrics = open_data(config, built, frozenset())
-        for sentence in (built.engine, *dataset.notes, *told):
-            reporter.note(sentence)
-        origin = weights.assign(config, built, reporter)
-        dataset.prepare()
-        dataset.size(config.eval_split, "--eval_split")
-        program = make_program(config, built, metrics)
-        examples = feed(config, built, dataset)
-        assert examples is not None
+        screen = Screen(quiet=not is_chief(built.strategy))
+        split = evaluation_split(config, built, open_source(config))
+        assert split is not None
+        metrics = check_model(config, built, split, frozenset())
+        for sentence in (built.engine, *split.source.notes, *notes):
+            screen.note(sentence)
+        origin = saved.assign(config, built, screen)
+        split.source.prepare()
+        split.size()
+        program = evaluation_program(config, built, metrics)
+        examples = evaluation(config, built, split)
         values = evaluate(program, program.evaluator(examples), examples)
-        rows = [("weights", origin), ("data", f"{dataset.full_name} ({config.eval_split})"), *values.items()]
-        reporter.table("Evaluation", ("what", "value"), rows)
+        data = f"{split.source.full_name} ({config.eval_split})"
+        screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *values.items()])
     return 0

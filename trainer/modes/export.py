@@ -12,7 +12,7 @@ import inspect
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,55 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.sources.tfds import Dataset
-from trainer.data.streaming import load
+from trainer.checkpoints import files
+from trainer.data.records import load
+from trainer.data.source import Split
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.model.module import guarded
-from trainer.report.screen import Reporter
-from trainer.run.build import Built, build_model, check_dataset, open_data
-from trainer.run.weights import find
+from trainer.report.screen import Screen
+from trainer.run import weights
+from trainer.run.build import Built, build_model, check_dataset, check_model, open_source, training_split
 from trainer.signals import stopping
 
 Batch = dict[str, Any]
-Serve = Callable[[Batch], dict[str, tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Served:
+    """What an export computes: raw features of a batch to named outputs.
+
+    Attributes:
+      built: the model.
+      spec: of one decoded example.
+      what: the value of `--model`, for messages.
+    """
+
+    built: Built
+    spec: Mapping[str, Any]
+    what: str
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, tf.Tensor]:
+        """Outputs of `model` by the model module's `preprocess` and `serve`."""
+        module = self.built.module
+        if module.preprocess:
+            batch = module.preprocess(batch, False, tf.zeros([2], tf.int32))
+        if module.serve:
+            outputs = module.serve(model, batch)
+        else:
+            arguments, named = _arguments(self.what, model, batch)
+            outputs = model(*arguments, **named)
+        return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
+
+    def filled(self, model: Any, batch: Batch) -> dict[str, tf.Tensor]:
+        """Outputs on a batch of what counts, with nothing in the place of the rest."""
+        size = tf.shape(next(iter(batch.values())))[0]
+
+        def nothing(s: tf.TensorSpec) -> tf.Tensor:
+            return tf.fill([size, *s.shape], "" if s.dtype == tf.string else tf.zeros([], s.dtype))
+
+        rest = {k: tf.nest.map_structure(nothing, s) for k, s in self.spec.items() if k not in batch}
+        return self(model, {**rest, **batch})
 
 
 def run(config: Config) -> int:
@@ -42,34 +79,40 @@ def run(config: Config) -> int:
     """
     target = _target(config)
     with stopping():
-        config, weights, told = find(config)
+        config, saved, notes = weights.find(config)
         check_dataset(config)
         one = dataclasses.replace(config, strategy="one", devices="", virtual_devices=0, communication="auto")
-        built = build_model(one)
-        reporter = Reporter(None, 1, 1)
-        dataset, _ = open_data(one, built, frozenset())
-        for sentence in (f"{built.engine}, for the export", *dataset.notes, *told):
-            reporter.note(sentence)
-        origin = weights.assign(config, built, reporter)
-        serve, decode = _server(config, built, built.model), getattr(built.module, "decode", None)
-        spec = dataset.element_spec(decode)
-        signature = _signature(serve, spec)
-        examples = _examples(config, dataset, decode, signature)
-        aside = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-        try:
-            rows = [_save(built, serve, spec, signature, aside, examples)]
-            if isinstance(built.model, keras.Model):
-                rows.append(_save_keras(config, built, spec, aside, examples, reporter))
-            _sync(aside)
-            aside.rename(target)
-        except OSError as error:
-            raise UserError(f"--export_to={target}: cannot be written: {error.strerror or error}.") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        built, screen = build_model(one), Screen()
+        split = training_split(one, built, open_source(one))
+        check_model(one, built, split, frozenset())
+        for sentence in (f"{built.engine}, for the export", *split.source.notes, *notes):
+            screen.note(sentence)
+        origin = saved.assign(config, built, screen)
+        serve = _Served(built, split.spec(), config.model_name)
+        signature = _signature(serve)
+        rows = _written(serve, signature, _examples(split, signature), target, screen)
     takes = ", ".join(f"{name} {s.dtype.name}{list(s.shape)}" for name, s in signature.items())
     table = [("weights", origin), ("SavedModel", str(target)), ("serving_default takes", takes), *rows]
-    reporter.table("Export", ("what", "value"), table)
+    screen.table("Export", ("what", "value"), table)
     return 0
+
+
+def _written(
+    serve: _Served, signature: Mapping[str, tf.TensorSpec], examples: Batch, target: Path, screen: Screen
+) -> list[tuple[str, str]]:
+    """Writes all files aside, then renames; rows for the table."""
+    aside = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
+    try:
+        rows = [_save(serve, signature, aside, examples)]
+        if isinstance(serve.built.model, keras.Model):
+            rows.append(_save_keras(serve, aside, examples, screen))
+        files.sync_tree(aside)
+        aside.rename(target)
+    except OSError as error:
+        raise UserError(f"--export_to={target}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return rows
 
 
 def _target(config: Config) -> Path:
@@ -88,25 +131,7 @@ def _target(config: Config) -> Path:
 # What is served
 
 
-def _server(config: Config, built: Built, model: Any) -> Serve:
-    """Batches of raw features to `{name: output}`, by the model module's `preprocess` and `serve`."""
-    module = built.module
-
-    def serve(batch: Batch) -> dict[str, tf.Tensor]:
-        preprocess = getattr(module, "preprocess", None)
-        if preprocess:
-            batch = preprocess(batch, False, tf.zeros([2], tf.int32))
-        if hasattr(module, "serve"):
-            outputs = module.serve(model, batch)
-        else:
-            arguments, named = _arguments(config, model, batch)
-            outputs = model(*arguments, **named)
-        return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
-
-    return serve
-
-
-def _arguments(config: Config, model: Any, batch: Batch) -> tuple[list[Any], Batch]:
+def _arguments(what: str, model: Any, batch: Batch) -> tuple[list[Any], Batch]:
     """What to call the model with: the features that its inputs or parameters are named after."""
     if isinstance(model, keras.Model) and getattr(model, "inputs", None):
         names = [tensor.name for tensor in model.inputs]
@@ -121,17 +146,18 @@ def _arguments(config: Config, model: Any, batch: Batch) -> tuple[list[Any], Bat
         if given:
             return [], {**given, **({"training": False} if "training" in names else {})}
     raise UserError(
-        f"--model={config.model}: what it is to be called on cannot be told: it takes {listing(names)}, the "
+        f"--model={what}: what it is to be called on cannot be told: it takes {listing(names)}, the "
         f"examples have {listing(batch)}. Give the model module serve(model, batch), which returns a "
         "tensor or a dict of tensors for a preprocessed batch."
     )
 
 
-def _signature(serve: Serve, spec: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+def _signature(serve: _Served) -> dict[str, tf.TensorSpec]:
     """The features on which the outputs depend, [B, ...]: a label, say, is not among them."""
-    batched = tf.nest.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), dict(spec))
+    batched = tf.nest.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), dict(serve.spec))
     traced = guarded(
-        lambda: tf.function(serve).get_concrete_function(batched), "--mode=export: calling the model"
+        lambda: tf.function(lambda batch: serve(serve.built.model, batch)).get_concrete_function(batched),
+        "--mode=export: calling the model",
     )
     found, todo = set(), [tensor.op for tensor in traced.outputs]
     while todo:
@@ -150,24 +176,13 @@ def _signature(serve: Serve, spec: Mapping[str, Any]) -> dict[str, tf.TensorSpec
     return {name: batched[name] for name in batched if name in used}
 
 
-def _filled(serve: Serve, spec: Mapping[str, Any], batch: Batch) -> dict[str, tf.Tensor]:
-    """`serve` on a batch of what counts, with nothing in the place of the rest."""
-    size = tf.shape(next(iter(batch.values())))[0]
-
-    def nothing(s: tf.TensorSpec) -> tf.Tensor:
-        return tf.fill([size, *s.shape], "" if s.dtype == tf.string else tf.zeros([], s.dtype))
-
-    rest = {k: tf.nest.map_structure(nothing, s) for k, s in spec.items() if k not in batch}
-    return serve({**rest, **batch})
-
-
-def _examples(config: Config, dataset: Dataset, decode: Any, signature: Mapping[str, Any]) -> Batch:
+def _examples(split: Split, signature: Mapping[str, Any]) -> Batch:
     """Up to eight real examples to compare on; zeros where the data are not prepared."""
-    if not dataset.prepared:
+    if not split.source.prepared:
         return {k: np.zeros([2, *s.shape[1:]], s.dtype.as_numpy_dtype) for k, s in signature.items()}
-    split = config.train_split.partition("[")[0].partition("+")[0]
-    count = min(8, dataset.size(split) or 0)
-    arrays = load(dataset, f"{split}[:{count}]", decode)
+    name = split.name.partition("[")[0].partition("+")[0]
+    whole = dataclasses.replace(split, name=name)
+    arrays = load(dataclasses.replace(split, name=f"{name}[:{min(8, whole.examples)}]"))
     return {name: arrays[name] for name in signature}
 
 
@@ -175,17 +190,12 @@ def _examples(config: Config, dataset: Dataset, decode: Any, signature: Mapping[
 
 
 def _save(
-    built: Built,
-    serve: Serve,
-    spec: Mapping[str, Any],
-    signature: Mapping[str, tf.TensorSpec],
-    aside: Path,
-    examples: Batch,
+    serve: _Served, signature: Mapping[str, tf.TensorSpec], aside: Path, examples: Batch
 ) -> tuple[str, str]:
     """Writes the SavedModel; a row for the table."""
-    holder = tf.Module()
-    holder.weights = [v.value for v in built.variables]
-    holder.serve = tf.function(lambda batch: _filled(serve, spec, batch))
+    holder, model = tf.Module(), serve.built.model
+    holder.weights = [v.value for v in serve.built.variables]
+    holder.serve = tf.function(lambda batch: serve.filled(model, batch))
 
     @tf.function
     def serving_default(**batch: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -204,20 +214,17 @@ def _save(
     return "SavedModel read back", _compared(wanted, got, "SavedModel")
 
 
-def _save_keras(
-    config: Config, built: Built, spec: Mapping[str, Any], aside: Path, examples: Batch, reporter: Reporter
-) -> tuple[str, str]:
+def _save_keras(serve: _Served, aside: Path, examples: Batch, screen: Screen) -> tuple[str, str]:
     """Writes `model.keras` into the SavedModel's directory, unless Keras cannot read it back."""
-    path = aside / "model.keras"
-    wanted = _filled(_server(config, built, built.model), spec, examples)
+    path, model = aside / "model.keras", serve.built.model
+    wanted = serve.filled(model, examples)
     try:
-        built.model.save(path)
+        model.save(path)
         # Safe, as it is the file that was just written.
-        again = keras.models.load_model(path, compile=False)
-        got = _filled(_server(config, built, again), spec, examples)
+        got = serve.filled(keras.models.load_model(path, compile=False), examples)
     except Exception as error:  # what a layer of the user's raises
         path.unlink(missing_ok=True)
-        reporter.warn(f"model.keras is left out, as Keras cannot read this model back: {error}")
+        screen.warn(f"model.keras is left out, as Keras cannot read this model back: {error}")
         return "model.keras", "left out"
     return "model.keras read back", _compared(wanted, got, "model.keras")
 
@@ -244,12 +251,3 @@ def _compared(wanted: Mapping[str, Any], got: Mapping[str, Any], what: str) -> s
             )
     count = len(next(iter(wanted.values())))
     return f"{count} examples, largest difference {gap:.3g}"
-
-
-def _sync(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,7 +8,7 @@ import numpy as np
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.readers import Source, open_source
-from trainer.report.screen import Reporter
+from trainer.report.screen import Screen
 from trainer.restore.match import match
 from trainer.restore.propose import propose
 from trainer.restore.rules import Rules, of
@@ -24,16 +24,15 @@ def run(config: Config) -> int:
         raise UserError("--mode=inspect: names no file. Add --init_from=PATH.")
     rules = of(config)
     source = open_source(config.init_from, config.init_weights)
-    reporter = Reporter(None, 0, 1)
+    screen = Screen()
     title = f"{source.path}: {source.kind}"
-    reporter.table(title, ("name", "shape", "dtype", "mean", "std", "min", "max"), list(_rows(source)))
+    screen.table(title, ("name", "shape", "dtype", "mean", "std", "min", "max"), list(_rows(source)))
     total = sum(spec.bytes for spec in source.specs.values())
-    reporter.note(f"{len(source.specs)} weights, {total:,} bytes.")
+    screen.note(f"{len(source.specs)} weights, {total:,} bytes.")
     if source.ignored:
-        reporter.note(f"Never taken (optimizer state, counters, random state): {listing(source.ignored)}.")
+        screen.note(f"Never taken (optimizer state, counters, random state): {listing(source.ignored)}.")
     if config.model:
-        _fit(config, source, rules, reporter)
-    reporter.close()
+        _fit(config, source, rules, screen)
     return 0
 
 
@@ -55,25 +54,25 @@ def _statistics(array: np.ndarray) -> tuple[Any, ...]:
         return tuple(float(value) for value in (wide.mean(), wide.std(), wide.min(), wide.max()))
 
 
-def _fit(config: Config, source: Source, rules: Rules, reporter: Reporter) -> None:
+def _fit(config: Config, source: Source, rules: Rules, screen: Screen) -> None:
     # Only here: without a model no device is touched.
     from trainer.run.build import build_model
 
     variables = build_model(config).variables
     matched = match(variables, source, rules)
     if not matched.problems:
-        reporter.note(
-            f"It fits --model={config.model} under the --init_* rules as they are given: "
+        screen.note(
+            f"It fits --model={config.model_name} under the --init_* rules as they are given: "
             f"{len(matched.starts())} of {len(variables)} variables are restored."
         )
         return
     proposal = propose(variables, source)
-    reporter.note(
-        f"It does not fit --model={config.model} as it is. PROPOSED, by names, shapes and order alone (read "
-        "them before you believe them); for a flagfile:"
+    screen.note(
+        f"It does not fit --model={config.model_name} as it is. PROPOSED, by names, shapes and order alone "
+        "(read them before you believe them); for a flagfile:"
     )
-    reporter.note("\n".join(proposal.lines))
+    screen.note("\n".join(proposal.lines))
     if proposal.problems:
-        reporter.warn("These lines leave open:\n" + "\n".join(proposal.problems))
+        screen.warn("These lines leave open:\n" + "\n".join(proposal.problems))
     else:
-        reporter.note("Checked: with these lines, and no other --init_* rules, it fits.")
+        screen.note("Checked: with these lines, and no other --init_* rules, it fits.")

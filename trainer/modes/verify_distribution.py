@@ -7,25 +7,36 @@ layers is compared as it runs in evaluation.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
-from trainer.groups.rules import Phase
-from trainer.report.screen import Reporter
-from trainer.run.assemble import Run, assemble, make_program
+from trainer.groups.phases import Phase
+from trainer.model.module import ModelModule
+from trainer.report.screen import Screen
+from trainer.run.assemble import Assembled, assemble
 from trainer.run.build import Built, Engine, engine
-from trainer.run.session import initialise, training_feed
+from trainer.run.start import initialise
 from trainer.signals import stopping
 from trainer.training.program import Program
 
 Values = dict[str, np.ndarray]
-Compared = tuple[str, str, float, float, str]  # kind, name, difference, its limit, remark
+
+
+class Compared(NamedTuple):
+    """One value of a step on both sides: its relative difference, the limit of it, and a remark."""
+
+    kind: str
+    name: str
+    difference: float
+    limit: float
+    remark: str
+
 
 # Largest differences, relative to the norm, by the type that the loss is computed in. What Adam makes of
 # a gradient of nothing but rounding is larger than that rounding.
@@ -45,7 +56,7 @@ CAUSES = (
 class Side:
     """One of the two runs that are compared."""
 
-    run: Run
+    made: Assembled
     program: Program
     feed: Any
 
@@ -62,7 +73,7 @@ class Side:
     def update(self, phase: Phase) -> Callable[[int], Values]:
         """step -> by how much each variable of the phase moves in it; the step is taken."""
         train = self.program.trainer(phase, self.feed)
-        moved = {v.name: v.value for v in self.run.built.variables if v.name in phase.names}
+        moved = {v.name: v.value for v in self.made.built.variables if v.name in phase.names}
 
         def at(step: int) -> Values:
             before = {name: variable.numpy() for name, variable in moved.items()}
@@ -94,17 +105,17 @@ def run(config: Config) -> int:
         many = engine(config)
         first = config.devices.split(",")[0] or "CPU:0"
         alone = engine(dataclasses.replace(config, strategy="one", devices=first))
-        reporter = Reporter(None, 1, 1)
-        one, other = _sides(config, alone, many, reporter)
-        if one.run.total < config.verify_steps:
+        screen = Screen()
+        one, other = _sides(config, alone, many, screen)
+        if one.made.total < config.verify_steps:
             raise UserError(
-                f"--verify_steps={config.verify_steps}: the run has {one.run.total} steps. Give fewer (2 or "
+                f"--verify_steps={config.verify_steps}: the run has {one.made.total} steps. Give fewer (2 or "
                 "more), or a longer --train_for."
             )
-        return _verdict(config, list(_steps(config, one, other)), one, other, reporter)
+        return _verdict(config, list(_steps(config, one, other)), one, other, screen)
 
 
-def _sides(config: Config, alone: Engine, many: Engine, reporter: Reporter) -> tuple[Side, Side]:
+def _sides(config: Config, alone: Engine, many: Engine, screen: Screen) -> tuple[Side, Side]:
     """Both runs, in float64 where the model can be built so."""
     try:
         wide = dataclasses.replace(config, precision="float64")
@@ -114,11 +125,11 @@ def _sides(config: Config, alone: Engine, many: Engine, reporter: Reporter) -> t
             raise
         narrow = dataclasses.replace(config, precision="float32")
         sides = _side(narrow, alone), _side(narrow, many)  # refuses what is wrong in any precision
-        reporter.note(f"Compared in float32, to a few digits only. In float64: {error}")
-    reporter.note(f"One replica against {sides[1].program.replicas}: {many[1]}.")
-    special = unlike(sides[0].run.built)
+        screen.note(f"Compared in float32, to a few digits only. In float64: {error}")
+    screen.note(f"One replica against {sides[1].program.replicas}: {many[1]}.")
+    special = unlike(sides[0].made.built)
     if special:
-        reporter.note(
+        screen.note(
             f"Each replica has its own batch statistics or random masks in {listing(special)}: that is as it "
             "should be. For the comparison they run as in evaluation."
         )
@@ -128,10 +139,10 @@ def _sides(config: Config, alone: Engine, many: Engine, reporter: Reporter) -> t
 def _side(config: Config, on: Engine) -> Side:
     made = assemble(config, on=on)
     if config.init_from:
-        initialise(config, made.built, Reporter(None, 1, 1, quiet=True), None)
+        initialise(config, made.built, Screen(quiet=True), None)
     built = dataclasses.replace(made.built, module=_comparable(made.built))
     made = dataclasses.replace(made, built=built)
-    return Side(made, make_program(made), training_feed(made))
+    return Side(made, made.program(), made.training_feed())
 
 
 def unlike(built: Built) -> list[str]:
@@ -141,19 +152,21 @@ def unlike(built: Built) -> list[str]:
     return sorted(names | {v.name.rpartition("/")[0] for v in normalised})
 
 
-def _comparable(built: Built) -> Any:
+def _comparable(built: Built) -> ModelModule:
     """The model module without what differs from replica to replica by its nature."""
     module, still = built.module, bool(unlike(built))
-    parts = {**vars(module), "loss": lambda m, b, training: module.loss(m, b, training and not still)}
-    if hasattr(module, "preprocess"):  # its random numbers are each replica's own
-        parts["preprocess"] = lambda b, training, seed: module.preprocess(b, False, seed)
-    return SimpleNamespace(**parts)
+    preprocess = module.preprocess
+    same = None
+    if preprocess:  # its random numbers are each replica's own
+        same = lambda b, training, seed: preprocess(b, False, seed)  # noqa: E731
+    loss = lambda m, b, training: module.loss(m, b, training and not still)  # noqa: E731
+    return dataclasses.replace(module, loss=loss, preprocess=same)
 
 
 def _steps(config: Config, one: Side, other: Side) -> Iterator[tuple[int, list[Compared]]]:
     """(step, what was compared in it)"""
     whole, parts = _examples(one, 1), _examples(one, other.program.replicas)
-    for phase in one.run.phases:
+    for phase in one.made.parts.phases:
         if phase.start >= config.verify_steps:
             return
         slopes = [side.gradients(phase) for side in (one, other)]
@@ -178,7 +191,7 @@ def _steps(config: Config, one: Side, other: Side) -> Iterator[tuple[int, list[C
 
 def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
     """chunk -> {"loss", metric: value per example} of a batch that the model sees in `parts` parts."""
-    half, feed, count = side.program.half, side.feed, side.run.config.accumulate
+    half, feed, count = side.program.gradient_half, side.feed, side.made.config.accumulate
 
     @tf.function(input_signature=[feed.spec])
     def compute(chunk: Any) -> dict[str, list[tf.Tensor]]:
@@ -202,10 +215,9 @@ def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
 
 def _copy(source: Program, to: Program) -> None:
     """The state of one program into another, on each of its replicas."""
-    there = to.state.named()
+    theirs = to.state.named()
     for name, variable in source.state.named().items():
-        for copy in to.strategy.experimental_local_results(there[name]):
-            copy.assign(variable.read_value())
+        assign(theirs[name], variable.read_value())
 
 
 def _compare(kind: str, dtype: tf.DType, one: Values, other: Values) -> Iterator[Compared]:
@@ -216,7 +228,7 @@ def _compare(kind: str, dtype: tf.DType, one: Values, other: Values) -> Iterator
         gap = float(np.linalg.norm(other[name] - value))
         size = max(float(np.linalg.norm(value)), least * np.sqrt(value.size))
         difference = 0.0 if gap == 0 else gap / size if size else float("inf")
-        yield kind, name, difference, LIMITS[kind][dtype], _ratio(value, other[name])
+        yield Compared(kind, name, difference, LIMITS[kind][dtype], _ratio(value, other[name]))
 
 
 def _ratio(one: np.ndarray, other: np.ndarray) -> str:
@@ -230,25 +242,26 @@ def _ratio(one: np.ndarray, other: np.ndarray) -> str:
 
 
 def _verdict(
-    config: Config, steps: list[tuple[int, list[Compared]]], one: Side, other: Side, reporter: Reporter
+    config: Config, steps: list[tuple[int, list[Compared]]], one: Side, other: Side, screen: Screen
 ) -> int:
     worst: dict[tuple[str, str], float] = {}
     for _, compared in steps:
-        for kind, name, difference, _, _ in compared:
-            worst[kind, name] = max(worst.get((kind, name), 0.0), difference)
-    names = [v.name for v in one.run.built.variables if ("gradient", v.name) in worst]
+        for found in compared:
+            key = found.kind, found.name
+            worst[key] = max(worst.get(key, 0.0), found.difference)
+    names = [v.name for v in one.made.built.variables if ("gradient", v.name) in worst]
     rows = [(n, *(_shown(worst, kind, n) for kind in ("gradient", "update"))) for n in names]
     rows += [
         (n, f"{value:.1e}", "-") for (kind, n), value in worst.items() if kind == "example" and n != "sums"
     ]
     title = f"Largest relative difference in {config.verify_steps} steps"
-    reporter.table(title, ("variable or value", "gradient or value", "update"), rows)
+    screen.table(title, ("variable or value", "gradient or value", "update"), rows)
     for step, compared in steps:
-        for kind, name, difference, limit, factor in compared:
-            if not difference <= limit:
-                reporter.note(_difference(kind, name, difference, limit, factor, step, other))
+        for found in compared:
+            if not found.difference <= found.limit:
+                screen.note(_difference(found, step, other.program.replicas))
                 return 1
-    reporter.note(f"OK: losses, gradients and updates of {len(names)} variables are equal.")
+    screen.note(f"OK: losses, gradients and updates of {len(names)} variables are equal.")
     return 0
 
 
@@ -256,17 +269,16 @@ def _shown(worst: Mapping[tuple[str, str], float], kind: str, name: str) -> str:
     return f"{worst[kind, name]:.1e}" if (kind, name) in worst else "-"
 
 
-def _difference(
-    kind: str, name: str, difference: float, limit: float, factor: str, step: int, other: Side
-) -> str:
-    count = other.program.replicas
-    what = f"the {kind} of {name}"
-    if kind == "example":
-        what = f"the {name} of an example" if name != "sums" else "the sum of losses and metrics"
-    alone = ""
-    if kind == "example" and name != "sums":
-        alone = f" It depends on the other examples of the batch: in {count} parts it comes out different."
+def _difference(found: Compared, step: int, count: int) -> str:
+    what, alone = f"the {found.kind} of {found.name}", ""
+    if found.kind == "example":
+        what = "the sum of losses and metrics"
+        if found.name != "sums":
+            what = f"the {found.name} of an example"
+            alone = (
+                f" It depends on the other examples of the batch: in {count} parts it comes out different."
+            )
     return (
-        f"DIFFERENT: first in step {step + 1}, {what}: relative difference {difference:.2g}, above "
-        f"{limit:.0e}{factor}.{alone} {CAUSES}"
+        f"DIFFERENT: first in step {step + 1}, {what}: relative difference {found.difference:.2g}, above "
+        f"{found.limit:.0e}{found.remark}.{alone} {CAUSES}"
     )

@@ -9,11 +9,13 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint
 from trainer.errors import UserError
 from trainer.flags.config import Config
-from trainer.report.screen import Reporter
+from trainer.report.reporter import Reporter
+from trainer.report.screen import Screen
 from trainer.run import resume
-from trainer.run.assemble import assemble, make_program
+from trainer.run.assemble import assemble
 from trainer.run.build import Engine, engine
-from trainer.run.session import Checkpoints, initialise, training_feed
+from trainer.run.saving import Checkpoints
+from trainer.run.start import initialise
 from trainer.signals import stopping
 
 State = dict[str, np.ndarray]
@@ -30,8 +32,8 @@ def run(config: Config) -> int:
     """
     with stopping(), tempfile.TemporaryDirectory(prefix="verify_resume-") as folder:
         on = engine(config)
-        reporter = Reporter(None, 1, 1)
-        reporter.note(on[1])
+        screen = Screen()
+        screen.note(on[1])
         steps, half = config.verify_steps, config.verify_steps // 2
         whole = _train(config, on, Path(folder, "whole"), steps)
         _train(config, on, Path(folder, "halves"), half)
@@ -41,31 +43,30 @@ def run(config: Config) -> int:
         )
         different = [name for name in whole if whole[name].tobytes() != halves[name].tobytes()]
         if not different:
-            reporter.note(f"OK: {about}: all {len(whole)} variables have the same bits.")
+            screen.note(f"OK: {about}: all {len(whole)} variables have the same bits.")
             return 0
-        reporter.note(_verdict(config, about, different, whole, halves))
+        screen.note(_verdict(config, about, different, whole, halves))
         return 1
 
 
 def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
     """Goes on from the newest checkpoint of `directory`, if any, up to step `stop` and saves; the state."""
-    quiet = Reporter(None, 1, 1, quiet=True)
     entry, _ = checkpoint.newest(directory)
-    run = assemble(config, on=on, resumes=entry is not None)
-    if run.total < stop:
+    made = assemble(config, on=on, resumes=entry is not None)
+    if made.total < stop:
         raise UserError(
-            f"--verify_steps={stop}: the run has {run.total} steps. Give fewer (2 or more), or a longer "
+            f"--verify_steps={stop}: the run has {made.total} steps. Give fewer (2 or more), or a longer "
             "--train_for."
         )
-    resumed = resume.resume(run, entry, accept=False) if entry else None
-    run = resumed.run if resumed else run
+    resumed = resume.resume(made, entry, accept=False) if entry else None
+    made = resumed.made if resumed else made
     if config.init_from and not resumed:
-        initialise(config, run.built, quiet, None)
-    program = make_program(run)
+        initialise(config, made.built, Screen(quiet=True), None)
+    program = made.program()
     if resumed:
         resumed.restore(program)
-    feed, start = training_feed(run), resumed.entry.step if resumed else 0
-    for phase in run.phases:
+    feed, start = made.training_feed(), resumed.entry.step if resumed else 0
+    for phase in made.parts.phases:
         first, last = max(start, phase.start), min(stop, phase.stop)
         if first < last:
             program.trainer(phase, feed)(feed.chunk(first, last - first), tf.constant(last - first))
@@ -74,7 +75,8 @@ def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
                     f"--on_nonfinite=halt: a step after step {first} is not finite, so that nothing can be "
                     "compared. --mode=train names what is not."
                 )
-    Checkpoints(directory, program, run, quiet, run.plan()).save(stop, {})
+    reporter = Reporter(None, made.total, 1, Screen(quiet=True))
+    Checkpoints(directory, program, made, reporter, made.plan()).save(stop, {})
     return {name: variable.numpy() for name, variable in program.state.named().items()}
 
 

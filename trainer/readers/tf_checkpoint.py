@@ -179,7 +179,7 @@ def _own(entry: Entry, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[s
     averages: dict[str, str] = {}
     state: list[str] = []
     for flat in entry.variables:
-        key = f"v/{flat.replace('.', '..').replace('/', '.S')}{_ATTRIBUTE}"
+        key = manifest.key(flat)
         if key not in held:
             raise ValueError(f"the manifest names {flat!r}, which the data does not hold")
         kind, _, name = flat.partition("/")

@@ -1,26 +1,27 @@
-"""A model and the data it is to see: devices, strategy, seeds, the model itself, source and data set.
+"""A model and the data it is to see: devices, strategy, seeds, the model itself, the data set.
 
 All of it is checked here against each other, and no example is read.
 """
 
 import dataclasses
-from types import ModuleType
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
 
-from trainer.data.sources.tfds import Dataset, open_dataset
+from trainer.data.source import Source, Split
+from trainer.data.sources.arrays import Arrays
+from trainer.data.sources.tfds import open_dataset
 from trainer.devices.agreement import check_same
-from trainer.devices.strategy import prepare, strategy_for
+from trainer.devices.strategy import Share, prepare, strategy_for
 from trainer.errors import UserError
-from trainer.flags.calls import Call
+from trainer.flags.calls import Call, check_call
 from trainer.flags.config import Config
-from trainer.model.module import build, check_features, check_loss, check_precision, load, naming
+from trainer.model import module as modules
+from trainer.model.checks import LossTrace, check_features, check_precision
+from trainer.model.module import ModelModule
 from trainer.model.names import ModelVariable, walk
-from trainer.readers import open_source
-from trainer.restore.match import Matched, match
-from trainer.restore.rules import of
 
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
@@ -30,14 +31,26 @@ OF_THE_MACHINE = ("data_dir", "manual_dir", "init_from", "workdir", "plan_out", 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A model, its names, and where it lives."""
+    """A model, its names, and where it lives.
 
-    module: ModuleType
-    call: Call
+    Attributes:
+      module: what the user brought.
+      model: what its `build` returned.
+      variables: of the model, named.
+      share: how a batch is shared out over the replicas.
+      engine: a sentence on devices and strategy.
+    """
+
+    module: ModelModule
     model: Any
     variables: tuple[ModelVariable, ...]
-    strategy: tf.distribute.Strategy
+    share: Share
     engine: str
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """In whose scope everything of the run is made."""
+        return self.share.strategy
 
 
 def engine(config: Config) -> Engine:
@@ -70,61 +83,79 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
     Raises:
       UserError: devices that are not there, or a model that cannot be built or named.
     """
-    module, call = load(config.model)
+    module, call = _module(config)
     strategy, sentence = on or engine(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Names that Keras makes up count what the process built before. This forgets the dtype policy, too.
     keras.backend.clear_session()
-    keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
-    keras.config.set_dtype_policy(
-        config.precision if config.precision.startswith("mixed") else keras.config.floatx()
-    )
+    use_precision(config.precision)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model = build(module, call)
-    with naming(config.model):
+        model = modules.build(module, call)
+    with modules.naming(config.model_name):
         variables = tuple(walk(model))
     check_precision(model, variables, config.precision)
-    return Built(module, call, model, variables, strategy, sentence)
+    return Built(module, model, variables, Share(strategy, config.accumulate), sentence)
 
 
-def match_source(config: Config, built: Built) -> Matched:
-    """Which weights of `--init_from` the variables start from. Reads none of them.
+def use_precision(precision: str) -> None:
+    """Keras's float type and dtype policy, as `--precision` has them."""
+    keras.config.set_floatx("float64" if precision == "float64" else "float32")
+    keras.config.set_dtype_policy(precision if precision.startswith("mixed") else keras.config.floatx())
 
-    Raises:
-      UserError: all that does not fit, in one message.
-    """
-    source = open_source(config.init_from, config.init_weights)
-    matched = match(built.variables, source, of(config))
-    matched.check()
-    return matched
+
+def _module(config: Config) -> tuple[ModelModule, Call]:
+    if isinstance(config.model, str):
+        return modules.load(config.model)
+    flag = f"--model={config.model_name}"
+    module = ModelModule.of(config.model, flag, config.model_name)
+    call = Call(config.model_name, text=config.model_name)
+    check_call(call, module.build, "model", flag)
+    return module, call
 
 
 def check_dataset(config: Config) -> None:
     """Refuses flags that name no data set, before anything is built."""
-    if not config.dataset:
+    if isinstance(config.dataset, str) and not config.dataset:
         raise UserError("--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits.")
 
 
-def open_data(config: Config, built: Built, trained: frozenset[str]) -> tuple[Dataset, tuple[str, ...]]:
-    """The data set, not prepared, and the names of the metrics that the model's loss yields on it.
+def open_source(config: Config) -> Source:
+    """The data set that `--dataset` names, or is; not prepared.
 
     Raises:
-      UserError: data that cannot be had, or that do not go with the model.
+      UserError: data that cannot be had.
     """
-    dataset = open_dataset(config.dataset, config.data_dir, config.manual_dir, config.fallback_dataset)
-    check_features(
-        built.module, built.model, dataset.features, f"--dataset={dataset.name} with --model={config.model}"
-    )
-    with naming(config.model):
-        metrics = check_loss(
-            built.module,
-            built.model,
-            built.variables,
-            trained,
-            dataset.element_spec(getattr(built.module, "decode", None)),
-            config.batch_size // built.strategy.num_replicas_in_sync,
-            built.strategy,
-        )
-    return dataset, metrics
+    given = config.dataset
+    if isinstance(given, str):
+        return open_dataset(given, config.data_dir, config.manual_dir, config.fallback_dataset)
+    if isinstance(given, Mapping):
+        nested = all(isinstance(value, Mapping) for value in given.values())
+        return Arrays(**(given if nested else {"train": given}))
+    return cast(Source, given)
+
+
+def training_split(config: Config, built: Built, source: Source) -> Split:
+    """The split to train on, as the model sees it."""
+    return Split(source, config.train_split, built.module.decode)
+
+
+def evaluation_split(config: Config, built: Built, source: Source) -> Split | None:
+    """The split to evaluate on, as the model sees it; None with `--eval_split=none`."""
+    if config.eval_split == "none":
+        return None
+    return Split(source, config.eval_split, built.module.decode, "--eval_split")
+
+
+def check_model(config: Config, built: Built, split: Split, trained: frozenset[str]) -> tuple[str, ...]:
+    """Names of the metrics that the model's loss yields on the data.
+
+    Raises:
+      UserError: data that do not go with the model.
+    """
+    what = f"--dataset={split.source.name} with --model={config.model_name}"
+    check_features(built.module, built.model, split.source.features, what)
+    with modules.naming(config.model_name):
+        trace = LossTrace(built.module, built.model, built.variables, trained)
+        return trace.check(split.spec(), config.batch_size // built.share.replicas, built.strategy)

@@ -9,14 +9,14 @@ import tensorflow as tf
 
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry
-from trainer.data.streaming import residency
+from trainer.data.choice import WAYS, residency
+from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 from trainer.flags.calls import parse_call
 from trainer.groups import optimizers, plan
-from trainer.run.assemble import Run, cohorts
+from trainer.groups.group_optimizer import GroupOptimizer
+from trainer.run.assemble import Assembled
 from trainer.training.program import Program
-
-_WAYS = ("resident", "streaming")
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,27 @@ class Resume:
 
     Attributes:
       entry: a whole checkpoint.
-      run: with an optimizer for each number of updates that a group's variables have behind them.
+      made: the run, with an optimizer for each number of updates that a group's variables have behind them.
       changed: how the plan differs from the saved one, a line each; empty where it is the same.
       anew: variables whose optimizer is another one than before.
     """
 
     entry: Entry
-    run: Run
+    made: Assembled
     changed: tuple[str, ...] = ()
     anew: frozenset[str] = frozenset()
 
     @property
     def unevaluated(self) -> bool:
         """Whether an evaluation was due at the checkpoint's step, and a signal came before it."""
-        events, step = self.run.events, self.entry.step
-        wanted = self.run.config.eval_split != "none" and events.due(events.evaluate, step)
+        events, step = self.made.events, self.entry.step
+        wanted = self.made.config.eval_split != "none" and events.due(events.evaluate, step)
         return wanted and not self.entry.meta.get("metrics")
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.entry.step >= self.made.total and not self.unevaluated
 
     def restore(self, program: Program) -> list[str]:
         """Loads the checkpoint into a program's state; sentences on what could not come from it.
@@ -55,16 +60,16 @@ class Resume:
         return _load_what_fits(self.entry, program, state, self.anew)
 
 
-def resume(run: Run, entry: Entry, accept: bool) -> Resume:
-    """How `run` goes on from `entry`. Changes nothing.
+def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
+    """How a run goes on from `entry`. Changes nothing.
 
     Raises:
       UserError: the plan differs and `accept` is false (the message has the diff), or the
         checkpoint tells no plan.
     """
     saved: Any = entry.meta.get("plan")
-    run = _in_the_order_of(run, saved)
-    now = run.plan()
+    made = _in_the_order_of(made, saved)
+    now = made.plan()
     try:
         changed = plan.differences(saved, now, entry.step)
         before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
@@ -80,27 +85,26 @@ def resume(run: Run, entry: Entry, accept: bool) -> Resume:
             + "\nGo back to the flags it was started with (flags.txt in the workdir), name another "
             "--workdir, or give --accept_plan_change to go on with the new plan."
         )
-    owner = {v.name: o for o in run.optimizers for v in o.group.variables}
+    owner = made.parts.owner
     anew = frozenset(name for name, text in before.items() if name in owner and _another(text, owner[name]))
     counts = {name: n for name, n in _counts(entry).items() if name not in anew}
-    return Resume(entry, cohorts(run, counts), tuple(changed), anew)
+    parts = made.parts.cohorts(counts, made.built.strategy)
+    return Resume(entry, replace(made, parts=parts), tuple(changed), anew)
 
 
-def _in_the_order_of(run: Run, saved: Any) -> Run:
+def _in_the_order_of(made: Assembled, saved: Any) -> Assembled:
     """The run that draws its data as before where the flag leaves that open: the two ways have two orders.
 
     Raises:
       UserError: that way cannot be had here.
     """
     before = saved.get("order") if isinstance(saved, dict) else None
-    if run.config.data_residency != "auto" or before == run.residency or before not in _WAYS:
-        return run
-    decode = getattr(run.built.module, "decode", None)
-    way = residency(before, run.dataset, run.config.train_split, decode, run.built.strategy)
-    return replace(run, residency=way)
+    if made.config.data_residency != "auto" or before == made.residency or before not in WAYS:
+        return made
+    return replace(made, residency=residency(before, made.split, made.built.share))
 
 
-def _another(text: str, optimizer: optimizers.GroupOptimizer) -> bool:
+def _another(text: str, optimizer: GroupOptimizer) -> bool:
     """Whether state of the optimizer that `text` calls means nothing to `optimizer`."""
     kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
     # Adam and AdamW share their step, so that the state of one is the state of the other.
@@ -128,8 +132,7 @@ def _load_what_fits(
     wider = checkpoint.read(entry, cast)
     checkpoint.load(entry, state, state.keys() - fresh - set(cast))
     for name, value in wider.items():
-        for copy in program.strategy.experimental_local_results(state[name]):
-            copy.assign(np.asarray(value).astype(copy.dtype.as_numpy_dtype))
+        assign(state[name], np.asarray(value).astype(state[name].dtype.as_numpy_dtype))
     for v in program.state.variables:
         if f"ema/{v.name}" in fresh:
             program.state.averages[v.name].assign(v.value.read_value())
@@ -148,8 +151,8 @@ def _castable(saved: Any, here: Any) -> bool:
 
 def note(resumed: Resume, program: Program, told: list[str]) -> str:
     """Sentences on where the run goes on and what is other than before."""
-    config, entry = resumed.run.config, resumed.entry
-    notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.run.total}."]
+    config, entry = resumed.made.config, resumed.entry
+    notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.made.total}."]
     if config.init_from:
         notes.append(f"--init_from={config.init_from} is not used: this run has a checkpoint of its own.")
     saved = entry.meta.get("replicas", program.replicas)
@@ -161,3 +164,22 @@ def note(resumed: Resume, program: Program, told: list[str]) -> str:
     if resumed.changed:
         notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *told]
     return "\n".join(notes)
+
+
+def finished_note(resumed: Resume) -> str:
+    """Sentences on a run of which nothing is left to do."""
+    entry, metrics = resumed.entry, resumed.entry.meta.get("metrics")
+    ended = ""
+    if isinstance(metrics, dict) and metrics:
+        ended = f" It ended with {', '.join(f'{k} {shown_metric(k, v)}' for k, v in metrics.items())}."
+    return (
+        f"This run is finished: {entry.path} is its last step, {entry.step}. Lengthen --train_for to go on, "
+        f"or start afresh in another --workdir.{ended}"
+    )
+
+
+def shown_metric(name: str, value: Any) -> str:
+    """A metric as sentences and tables show it: accuracy in per cent."""
+    if not isinstance(value, int | float):  # "NaN", as a manifest has it
+        return str(value)
+    return f"{100 * value:.2f}%" if name == "accuracy" else f"{value:,.6g}"

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,14 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint, manifest
 from trainer.checkpoints.checkpoint import Differences
 from trainer.checkpoints.manifest import Entry
+from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
-from trainer.report.screen import Reporter
+from trainer.report.screen import Screen
 from trainer.run.build import Built
-from trainer.run.session import initialise, lower_is_better
+from trainer.run.saving import lower_is_better
+from trainer.run.start import initialise
+from trainer.run.workdir import Workdir
 
 # Flags that a checkpoint answers for where --model is not given.
 _RECORDED = (
@@ -38,41 +40,40 @@ class Saved:
     entry: Entry | None
     arrays: Mapping[str, np.ndarray]
 
-    def assign(self, config: Config, built: Built, reporter: Reporter) -> str:
+    def assign(self, config: Config, built: Built, screen: Screen) -> str:
         """Gives the model its weights; says in words which ones.
 
         Raises:
           UserError: they do not fit the model; nothing has been assigned.
         """
         if self.entry is None:
-            initialise(config, built, reporter, None)
+            initialise(config, built, screen, None)
             return f"{config.init_from} (--init_from)"
         here = {v.name: (v.shape, v.dtype.name) for v in built.variables}
-        there = {name: (array.shape, tf.as_dtype(array.dtype).name) for name, array in self.arrays.items()}
+        saved = {name: (array.shape, tf.as_dtype(array.dtype).name) for name, array in self.arrays.items()}
         wrong = Differences(
-            missing=sorted(here.keys() - there.keys()),
-            extra=sorted(there.keys() - here.keys()),
-            changed={n: (there[n], here[n]) for n in here if n in there and here[n] != there[n]},
+            missing=sorted(here.keys() - saved.keys()),
+            extra=sorted(saved.keys() - here.keys()),
+            changed={n: (saved[n], here[n]) for n in here if n in saved and here[n] != saved[n]},
         ).lines()
         if wrong:
             lines = "\n".join(wrong)
-            raise UserError(f"--model={config.model}: {self.entry.path} does not fit it.\n{lines}")
+            raise UserError(f"--model={config.model_name}: {self.entry.path} does not fit it.\n{lines}")
         for v in built.variables:
-            for copy in built.strategy.experimental_local_results(v.value):
-                copy.assign(tf.constant(self.arrays[v.name], copy.dtype))
+            assign(v.value, self.arrays[v.name])
         return f"{self.entry.path} ({config.weights} weights)"
 
 
 def find(config: Config) -> tuple[Config, Saved, list[str]]:
-    """The flags, completed; the weights that they ask for; and sentences to be told.
+    """The flags, completed; the weights that they ask for; and sentences to be notes.
 
     Takes no lock and writes nothing, so that it can be used beside a training process.
 
     Raises:
       UserError: there are no such weights.
     """
-    told: list[str] = []
-    entry, arrays = _retried(config, told) if config.workdir else (None, {})
+    notes: list[str] = []
+    entry, arrays = _retried(config, notes) if config.workdir else (None, {})
     if entry is None:
         if not config.init_from:
             where = (
@@ -86,34 +87,34 @@ def find(config: Config) -> tuple[Config, Saved, list[str]]:
                 "--weights and --checkpoint choose among the checkpoints of --workdir, where there is none. "
                 "For --init_from there is --init_weights."
             )
-        return config, Saved(None, {}), told
+        return config, Saved(None, {}), notes
     if config.init_from:
-        told.append(
+        notes.append(
             f"--init_from={config.init_from} is not used: {config.workdir} has checkpoints. To take its "
             "weights, give an empty --workdir= after the flagfile."
         )
     if not config.model:
         config, recorded = _completed(config, entry)
-        told.append(f"Flags as the checkpoint has them: {recorded}.")
-    return config, Saved(entry, arrays), told
+        notes.append(f"Flags as the checkpoint has them: {recorded}.")
+    return config, Saved(entry, arrays), notes
 
 
-def _retried(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
+def _retried(config: Config, notes: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
     """Training beside may delete an old checkpoint while it is read: then another look finds the next."""
-    directory = Path(config.workdir).expanduser() / "checkpoints"
+    directory = Workdir.needed(config).checkpoints
     for _ in range(9):
-        there = manifest.names_in(directory)
+        names = manifest.names_in(directory)
         try:
-            return _read(config, told)
+            return _read(config, notes)
         except UserError:
-            if manifest.names_in(directory) == there:
+            if manifest.names_in(directory) == names:
                 raise
-            told.clear()
-    return _read(config, told)
+            notes.clear()
+    return _read(config, notes)
 
 
-def _read(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
-    entry = _chosen(config, told)
+def _read(config: Config, notes: list[str]) -> tuple[Entry | None, dict[str, np.ndarray]]:
+    entry = _chosen(config, notes)
     if entry is None:
         return None, {}
     names = {n.removeprefix("model/"): n for n in entry.variables if n.startswith("model/")}
@@ -126,16 +127,16 @@ def _read(config: Config, told: list[str]) -> tuple[Entry | None, dict[str, np.n
     return entry, {name: values[stored] for name, stored in names.items()}
 
 
-def _chosen(config: Config, told: list[str]) -> Entry | None:
+def _chosen(config: Config, notes: list[str]) -> Entry | None:
     """The checkpoint that `--checkpoint` names; None where `newest` finds none at all."""
-    directory = Path(config.workdir).expanduser() / "checkpoints"
+    directory = Workdir.needed(config).checkpoints
     if config.checkpoint.isdecimal():
         return manifest.at(directory, int(config.checkpoint))
     if config.checkpoint not in ("newest", "best"):
         steps = listing(str(entry.step) for entry in manifest.scan(directory))
         raise UserError(f"--checkpoint={config.checkpoint}: not newest, best or a step. There is: {steps}.")
     entry, warnings = checkpoint.newest(directory, set_aside=False)
-    told += warnings
+    notes += warnings
     if entry is None or config.checkpoint == "newest":
         return entry
     metric = config.keep_best or _flags(entry).get("keep_best")
@@ -161,6 +162,11 @@ def _completed(config: Config, entry: Entry) -> tuple[Config, str]:
     taken = {
         name: flags[name] for name in _RECORDED if name in flags and getattr(config, name) == defaults[name]
     }
+    if taken.get("model", "").startswith("<"):
+        raise UserError(
+            f"--model: not given. The run of {entry.path} was given its model in Python, so it must be given "
+            "again: trainer.Run(model=..., workdir=...)."
+        )
     if "." in taken.get("model", "."):
         # A file handed in must not choose what of this machine is imported.
         raise UserError(

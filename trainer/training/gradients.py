@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from trainer.data.feed import Feed
 from trainer.model.names import ModelVariable
-from trainer.training.packing import distinct, pack, scaled, square_sum, unpack
+from trainer.training import packing, window
 from trainer.training.state import TrainState
 
 
@@ -25,7 +25,8 @@ class Settings:
 
     Attributes:
       batch: examples of one update, over all replicas and accumulated batches.
-      accumulate: forward and backward passes whose gradients one update sums.
+      accumulate: forward and backward passes whose gradients one update sums, as one pass over all their
+        examples would (the loss is a sum over examples, divided by `batch`).
       on_nonfinite: halt, skip or off.
     """
 
@@ -38,24 +39,24 @@ class Settings:
     jit_compile: bool = False
 
 
-class Half(NamedTuple):
+class StepResult(NamedTuple):
     """What the gradient half hands to the apply half, the same on every replica.
 
     Attributes:
       gradients: of the active variables, in their order.
-      sums: [2 * (1 + metrics)] of this step's batch.
+      sums: the window of this step's batch, see `window.py`.
       updates: `{variable name: new value}` of the model's own state (BatchNormalization statistics).
       before: `{variable name: value}` to put back where the step is skipped.
-      finite: bool scalar, loss and gradient norm are finite.
       stopping: bool scalar, some worker wants to stop after this step.
+      finite: bool scalar, loss and gradient norm are finite.
     """
 
     gradients: list[Any]
     sums: tf.Tensor
     updates: dict[str, tf.Tensor]
     before: dict[str, tf.Tensor]
-    finite: tf.Tensor
     stopping: tf.Tensor
+    finite: tf.Tensor
 
 
 @dataclass(frozen=True)
@@ -85,50 +86,40 @@ class Gradients:
         """Whether a step that is not finite is to change nothing."""
         return self.settings.on_nonfinite != "off" or self.state.scale is not None
 
-    def step(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> Half:
-        """The gradients of `active` on the batch `drawn`: reduced, unscaled, checked and clipped."""
-        gradients, sums, updates, before, stopping = self.reduced(active, feed, drawn)
-        gradients = [distinct(g) for g in gradients]
+    def step(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> StepResult:
+        """The gradients of `active` on the batch `drawn`: reduced, unscaled, checked and clipped.
+
+        Half precision is kept from underflow by a dynamic loss scale (Micikevicius et al. 2018).
+        """
+        result = self.reduced(active, feed, drawn)
+        gradients = [packing.distinct(g) for g in result.gradients]
         factor = None
         if self.state.scale is not None:
             factor = 1 / self.state.scale.read_value()
-        finite = tf.constant(True)
+        finite = result.finite
         if self.gated or self.settings.clip_norm:
-            norm = tf.sqrt(square_sum(gradients))
+            norm = tf.sqrt(packing.square_sum(gradients))
             if factor is not None:
                 norm *= tf.cast(factor, norm.dtype)
-            finite = tf.math.is_finite(norm) & tf.math.is_finite(sums[0])
+            finite = tf.math.is_finite(norm) & tf.math.is_finite(window.loss_sum(result.sums))
             if self.settings.clip_norm:
-                limit = tf.constant(self.settings.clip_norm, norm.dtype)
-                shrink = limit / tf.maximum(norm, limit)
+                shrink = packing.shrink(norm, self.settings.clip_norm)
                 factor = shrink if factor is None else tf.cast(factor, norm.dtype) * shrink
         if factor is not None:
-            gradients = [scaled(g, factor) for g in gradients]
-        return Half(gradients, sums, updates, before, finite, stopping)
+            gradients = [packing.scaled(g, factor) for g in gradients]
+        return result._replace(gradients=gradients, finite=finite)
 
-    def reduced(
-        self, active: Sequence[ModelVariable], feed: Feed, drawn: Any
-    ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor], tf.Tensor]:
-        """(gradients, sums, updates, before, stop) of a step, each the same on every replica."""
+    def reduced(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> StepResult:
+        """The step's sums over the replicas, each the same on every replica; nothing is checked yet."""
         context = tf.distribute.get_replica_context()
         plain = [v for v in _state(self.state.variables) if v.keras is None]
         before = {v.name: v.value.read_value() for v in plain}
         gradients, sums, updates = self._accumulated(active, feed, drawn, context.replica_id_in_sync_group)
         stopping = tf.cast(self.stop, sums.dtype)
-        if self.replicas == 1:
-            return gradients, sums, updates, before, stopping > 0
-        dense = [g for g in gradients if not isinstance(g, tf.IndexedSlices)]
-        like = [*dense, sums, stopping]
-        packed = context.all_reduce(tf.distribute.ReduceOp.SUM, pack(like, like[0].dtype))
-        *dense, sums, stopping = unpack(packed, like)
-        rest = iter(dense)
-        gradients = [
-            context.all_reduce(tf.distribute.ReduceOp.SUM, g)
-            if isinstance(g, tf.IndexedSlices)
-            else next(rest)
-            for g in gradients
-        ]
-        return gradients, sums, _averaged(context, updates, before), before, stopping > 0
+        if self.replicas > 1:
+            gradients, (sums, stopping) = packing.all_reduce(context, gradients, (sums, stopping))
+            updates = _averaged(context, updates, before)
+        return StepResult(gradients, sums, updates, before, stopping > 0, tf.constant(True))
 
     def _accumulated(
         self, active: Sequence[ModelVariable], feed: Feed, drawn: Any, replica: tf.Tensor
@@ -200,24 +191,13 @@ class Gradients:
         losses, metrics = self.own_loss(self.model, batch, training)
         return tf.cast(losses, tf.float32) if losses.dtype.size < 4 else losses, metrics
 
+    def sums(self, losses: tf.Tensor, metrics: Mapping[str, Any], mask: tf.Tensor, added: Any) -> tf.Tensor:
+        """The window of a batch; arguments as of `window.of_batch`."""
+        return window.of_batch(losses, metrics, self.state.metrics, mask, added)
+
     def preprocess(self, batch: Any, training: bool, key: tf.Tensor) -> Any:
         """The batch as the model module's own `preprocess` makes it."""
         return self.own_preprocess(batch, training, key) if self.own_preprocess else batch
-
-    def sums(self, losses: tf.Tensor, metrics: Mapping[str, Any], mask: tf.Tensor, own: Any) -> tf.Tensor:
-        """[2 * (1 + metrics)]: sum and weight of the loss, then of each metric by name."""
-        pairs = [(losses, tf.ones_like(losses))]
-        for name in self.state.metrics:
-            value = metrics[name]
-            pairs.append(value if isinstance(value, tuple) else (value, tf.ones_like(losses)))
-        parts = []
-        for value, weight in pairs:
-            weight = tf.cast(weight, losses.dtype) * tf.cast(mask, losses.dtype)
-            # A padded or unweighted example counts nothing, whatever its value.
-            value = tf.where(weight > 0, tf.cast(value, losses.dtype), 0)
-            parts += [tf.reduce_sum(value * weight), tf.reduce_sum(weight)]
-        parts[0] += tf.cast(own, losses.dtype)
-        return tf.stack(parts)
 
 
 def staged(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,12 +235,12 @@ def _averaged(
         # A mean of equal values may round; the change of a constant is 0, and so is its mean.
         like = [updates[name] - before[name] if name in before else updates[name] for name in floats]
         widest = max((x.dtype for x in like), key=lambda dtype: dtype.size)
-        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, pack(like, widest))
-        means = dict(zip(floats, unpack(mean, like), strict=True))
+        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, packing.pack(like, widest))
+        means = dict(zip(floats, packing.unpack(mean, like), strict=True))
         updates = {**updates, **{n: before[n] + x if n in before else x for n, x in means.items()}}
     if others:
         like = [updates[name] for name in others]
         first = tf.cast(context.replica_id_in_sync_group == 0, tf.int64)
-        chosen = context.all_reduce(tf.distribute.ReduceOp.SUM, first * pack(like, tf.int64))
-        updates = {**updates, **dict(zip(others, unpack(chosen, like), strict=True))}
+        chosen = context.all_reduce(tf.distribute.ReduceOp.SUM, first * packing.pack(like, tf.int64))
+        updates = {**updates, **dict(zip(others, packing.unpack(chosen, like), strict=True))}
     return updates

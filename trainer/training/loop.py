@@ -15,8 +15,9 @@ import tensorflow as tf
 from trainer.data.feed import Feed
 from trainer.devices.strategy import worker
 from trainer.errors import UserError, listing
-from trainer.groups.rules import Phase
-from trainer.report.screen import Reporter
+from trainer.groups.phases import Events, Phase
+from trainer.report.reporter import Reporter
+from trainer.training import window
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -25,32 +26,24 @@ TOGETHER = 100  # steps between two visits where several workers make them
 
 
 @dataclass
-class Events:
-    """At which steps something happens: multiples of each period, and the end."""
-
-    log: int
-    evaluate: int
-    save: int
-    total: int
-
-    def next(self, step: int, phase: Phase) -> int:
-        """The first step after `step` at which the host must act."""
-        due = [(step // period + 1) * period for period in (self.log, self.evaluate, self.save)]
-        return min(*due, phase.stop, self.total)
-
-    def due(self, period: int, step: int) -> bool:
-        """Whether an event of this period falls on `step`."""
-        return step % period == 0 or step == self.total
-
-
-@dataclass
 class Result:
-    """How a run went: final metrics, seconds and steps of this process, whether it was stopped."""
+    """How a run went.
+
+    Attributes:
+      metrics: `{"loss": mean, metric: mean, "examples": count}` of the last evaluation; {} where the
+        run ended at none.
+      step: steps of the run that are done.
+      steps: how many of them this process did.
+      seconds: from the loop's start to its end.
+      training_seconds: of these, in training steps; the rest are evaluations and checkpoints.
+      stopped: whether a signal or a hook ended the run before its last step.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    steps: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
-    steps: int = 0
     stopped: bool = False
 
 
@@ -63,11 +56,10 @@ class Loop:
       phases: of the run.
       events: of the run.
       feed: training batches.
-      reporter: for screen and files.
+      reporter: for screen, files and hooks.
       evaluate: returns `{metric: value}` of the evaluation split; None for no evaluation.
-      save: writes a checkpoint of this step with the metrics of an evaluation at it.
+      save: writes a checkpoint of this step with the metrics of an evaluation at it; None for none.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
-      steps_per_epoch: for the report; fractional.
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
     """
 
@@ -77,56 +69,88 @@ class Loop:
     feed: Feed
     reporter: Reporter
     evaluate: Callable[[], dict[str, float]] | None
-    save: Callable[[int, dict[str, float]], None]
-    steps_per_epoch: float
+    save: Callable[[int, dict[str, float]], None] | None
     evaluate_first: bool = False
     save_evaluated: bool = False
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
+    _saved: int = 0
 
     def run(self) -> Result:
         """Trains to the end.
 
         Raises:
           UserError: a non-finite step under `--on_nonfinite=halt`; the state before it was saved.
+          KeyboardInterrupt: it came; the state was saved.
         """
-        state, result = self.program.state, Result()
-        began, step = time.perf_counter(), int(state.step.numpy())
-        first, saved = step, step
-        self._logged = (step, 0.0)
-        self._skipped = int(state.skipped.numpy())
-        if self.evaluate_first and self.evaluate:
-            result.metrics = self.evaluate()
-            result.stopped = bool(self.program.stopped.numpy())
-            if result.metrics:  # beside the checkpoint of this step that has none
-                self.save(step, result.metrics)
-        for phase in self.phases:
-            if phase.stop <= step or result.stopped:
-                continue
-            train = self.program.trainer(phase, self.feed)
-            self._pace = 0.0
-            while step < phase.stop and not result.stopped:
-                before, step = step, self._call(train, phase, step, result)
-                if self.program.halted.numpy():
-                    self._report_skipped()
-                    if saved != step:
-                        self.save(step, result.metrics if step == before else {})
-                    raise UserError(self._diagnosis(phase, step))
-                result.stopped = bool(self.program.stopped.numpy())
-                result.metrics = self._visit(step, phase, result)
-                result.stopped = bool(self.program.stopped.numpy())  # during an evaluation, too
-                best = self.save_evaluated and bool(result.metrics)
-                if self.events.due(self.events.save, step) or best or result.stopped:
-                    self.save(step, result.metrics)
-                    saved = step
-        if saved != step:
-            self.save(step, result.metrics)
-        result.steps, result.seconds = step - first, time.perf_counter() - began
+        began, result = time.perf_counter(), Result(step=self._step())
+        first = self._saved = result.step
+        self._logged = (first, 0.0)
+        self._skipped = int(self.program.state.skipped.numpy())
+        try:
+            if self.evaluate_first and self.evaluate:
+                self._evaluate(result)
+                if result.metrics:  # beside the checkpoint of this step that has none
+                    self._save(result)
+            for phase in self.phases:
+                if phase.stop > result.step and not result.stopped:
+                    self._train(phase, result)
+        except KeyboardInterrupt:
+            result.step, result.metrics = self._step(), {}
+            self._save_last(result)
+            raise
+        self._save_last(result)
+        result.steps, result.seconds = result.step - first, time.perf_counter() - began
         return result
 
-    def _call(self, train: Any, phase: Phase, step: int, result: Result) -> int:
-        """Hands the device as many steps as fit into a visit; returns the step it stands at then."""
+    def _train(self, phase: Phase, result: Result) -> None:
+        """A phase, or what is left of it."""
+        train = self.program.trainer(phase, self.feed)
+        self._pace = 0.0
+        while result.step < phase.stop and not result.stopped:
+            before = result.step
+            self._call(train, phase, result)
+            if self.program.halted.numpy():
+                self._report_skipped()
+                if result.step != before:
+                    result.metrics = {}
+                self._save_last(result)
+                raise UserError(self._diagnosis(phase, result.step))
+            result.stopped = bool(self.program.stopped.numpy())
+            self._visit(phase, result)
+            best = self.save_evaluated and bool(result.metrics)
+            if self.events.due(self.events.save, result.step) or best or result.stopped:
+                self._save(result)
+
+    def _step(self) -> int:
+        return int(self.program.state.step.numpy())
+
+    def _save(self, result: Result) -> None:
+        if self.save:
+            self.save(result.step, result.metrics)
+        self._saved = result.step
+
+    def _save_last(self, result: Result) -> None:
+        if self._saved != result.step:
+            self._save(result)
+
+    def _evaluate(self, result: Result) -> None:
+        """An evaluation at this step; it may be cut short, or end the run."""
+        result.metrics = self.evaluate() if self.evaluate else {}
+        result.stopped = bool(self.program.stopped.numpy())
+        self._heed_hooks(result)
+
+    def _heed_hooks(self, result: Result) -> None:
+        """Ends the run where a hook asks for it; of several workers all must, after one more step."""
+        if self.reporter.stop and worker(self.program.strategy)[1] == 1:
+            result.stopped = True
+        elif self.reporter.stop:
+            self.program.stop.assign(True)
+
+    def _call(self, train: Any, phase: Phase, result: Result) -> None:
+        """Hands the device as many steps as fit into a visit."""
+        step = result.step
         most = max(1, int(self._pace * VISIT)) if self._pace else 1
         if worker(self.program.strategy)[1] > 1:  # each of which must come to the same number
             most = TOGETHER
@@ -137,19 +161,21 @@ class Loop:
         # The first call compiles as well, so that its pace says nothing but that a step can be had.
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
-        return int(self.program.state.step.numpy())
+        result.step = self._step()
 
-    def _visit(self, step: int, phase: Phase, result: Result) -> dict[str, float]:
-        """Reports where the run stands; returns the evaluation's metrics where one was due."""
+    def _visit(self, phase: Phase, result: Result) -> None:
+        """Reports where the run stands, and evaluates where that is due."""
+        step = result.step
         means, rate = self._means(), self._rate(step, result)
         self._report_skipped()
         self.reporter.progress(step, means["loss"], _without_loss(means), rate)
         if self.events.due(self.events.log, step):
             self._log(step, phase, means, rate)
             self._logged = (step, result.training_seconds)
-        if result.stopped or not self.evaluate or not self.events.due(self.events.evaluate, step):
-            return {}
-        return self.evaluate()
+            self._heed_hooks(result)
+        result.metrics = {}
+        if self.evaluate and not result.stopped and self.events.due(self.events.evaluate, step):
+            self._evaluate(result)
 
     def _rate(self, step: int, result: Result) -> float:
         """Examples a second since the last log point."""
@@ -158,7 +184,7 @@ class Loop:
 
     def _means(self) -> dict[str, float]:
         """Mean loss and metrics over the open window."""
-        return means(self.program.state.sums.numpy(), self.program.state.metrics)
+        return window.means(self.program.state.sums.numpy(), self.program.state.metrics)
 
     def _log(self, step: int, phase: Phase, values: dict[str, float], rate: float) -> None:
         state = self.program.state
@@ -168,7 +194,7 @@ class Loop:
             {
                 "kind": "train",
                 "step": step,
-                "epoch": step / self.steps_per_epoch,
+                "epoch": step / self.reporter.steps_per_epoch,
                 **values,
                 "learning_rate": rates,
                 "examples_per_second": rate,
@@ -196,37 +222,13 @@ class Loop:
         gradients, sums = self.program.gradients(phase, self.feed)(self.feed.chunk(step, 1))
         bad = [name for name, g in gradients.items() if not np.all(np.isfinite(_dense(g)))]
         where = f"the gradients of {listing(bad, 5)}" if bad else "the gradient's norm"
-        loss = "" if np.isfinite(sums.numpy()[0]) else ", and so is the loss"
+        loss = "" if np.isfinite(window.loss_sum(sums.numpy())) else ", and so is the loss"
+        kept = "saved" if self.save else "kept"
         return (
             f"--on_nonfinite=halt: step {step + 1} is not finite: {where}{loss}. The state before it is "
-            "saved. Lower the learning rate or give --clip_norm, or pass over such steps with "
+            f"{kept}. Lower the learning rate or give --clip_norm, or pass over such steps with "
             "--on_nonfinite=skip."
         )
-
-
-def means(sums: np.ndarray, metrics: tuple[str, ...]) -> dict[str, float]:
-    """`{"loss": mean, metric: mean}` of `TrainState.sums`; NaN where the weight is 0."""
-    pairs = np.asarray(sums).reshape(-1, 2)
-    with np.errstate(invalid="ignore"):
-        values = pairs[:, 0] / pairs[:, 1]
-    return dict(zip(("loss", *metrics), map(float, values), strict=True))
-
-
-def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
-    """Mean loss and metrics over the whole split, each example once; `examples` counts them.
-
-    Empty where the program was asked to stop before the end: a part of a split is no evaluation.
-
-    Args:
-      program: whose weights, as they stand.
-      function: its compiled `evaluator`.
-      feed: an evaluation feed.
-    """
-    assert feed.steps is not None
-    sums = function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
-    if program.stopped.numpy():
-        return {}
-    return {**means(sums, program.state.metrics), "examples": int(sums[1])}
 
 
 def _without_loss(values: dict[str, float]) -> dict[str, float]:

@@ -17,6 +17,25 @@ def unpack(vector: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.cast(tf.reshape(p, t.shape), t.dtype) for p, t in zip(parts, like, strict=True)]
 
 
+def all_reduce(
+    context: tf.distribute.ReplicaContext, gradients: Sequence[Any], others: Sequence[tf.Tensor]
+) -> tuple[list[Any], list[tf.Tensor]]:
+    """The sums over all replicas: everything dense in one reduce, each `tf.IndexedSlices` in its own."""
+    total = tf.distribute.ReduceOp.SUM
+    like = [*(g for g in gradients if not isinstance(g, tf.IndexedSlices)), *others]
+    dense = iter(unpack(context.all_reduce(total, pack(like, like[0].dtype)), like))
+    reduced = [
+        context.all_reduce(total, g) if isinstance(g, tf.IndexedSlices) else next(dense) for g in gradients
+    ]
+    return reduced, list(dense)
+
+
+def shrink(norm: tf.Tensor, most: float) -> tf.Tensor:
+    """The factor that brings gradients of this global norm to at most `most` (Pascanu et al. 2013)."""
+    limit = tf.constant(most, norm.dtype)
+    return limit / tf.maximum(norm, limit)
+
+
 def square_sum(gradients: Sequence[Any]) -> tf.Tensor:
     """Sum of squares over all elements; each row of a `tf.IndexedSlices` must be there once."""
     parts = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]

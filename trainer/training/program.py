@@ -2,7 +2,7 @@
 
 A step is two halves. In the gradient half (`gradients.py`) each replica runs the model forward and
 backward over its share of the batch, and one packed all-reduce sums gradients, loss and metrics. In the
-apply half, here, which a non-finite step skips, each group's Keras optimizer moves its variables.
+apply half (`updates.py`), which a non-finite step skips, each group's Keras optimizer moves its variables.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +12,23 @@ import keras
 import tensorflow as tf
 
 from trainer.data.feed import MASK, Feed
-from trainer.groups.optimizers import GroupOptimizer
-from trainer.groups.rules import Phase
+from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
-from trainer.model.names import FrozenLayers, ModelVariable
-from trainer.training.gradients import Gradients, Half, Settings, regularization, staged
-from trainer.training.state import LOSS_SCALE_GROWTH, RECENT, TrainState
+from trainer.model.frozen import FrozenLayers
+from trainer.model.module import ModelModule
+from trainer.model.names import ModelVariable
+from trainer.training import window
+from trainer.training.gradients import Gradients, Settings, StepResult, regularization, staged
+from trainer.training.state import TrainState
+from trainer.training.updates import Updates
 
 
 class Program:
     """The compiled training and evaluation of one run.
 
     Args:
-      strategy: as `trainer.devices.strategy` chose it.
-      module: the model module: `loss`, and `preprocess` where it has one.
+      strategy: as `trainer.devices` chose it.
+      module: the model module.
       model: what its `build` returned.
       state: made in the strategy's scope.
       schedules: `{group name: schedule}`, each of the step relative to the group's start.
@@ -35,7 +38,7 @@ class Program:
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        module: Any,
+        module: ModelModule,
         model: Any,
         state: TrainState,
         schedules: Mapping[str, Schedule],
@@ -54,16 +57,16 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
-        preprocess = getattr(module, "preprocess", None)
-        self.half = Gradients(
+        self.gradient_half = Gradients(
             staged(module.loss),
-            staged(preprocess) if preprocess else None,
+            staged(module.preprocess) if module.preprocess else None,
             model,
             state,
             settings,
             self.replicas,
             self.stop,
         )
+        self.apply_half = Updates(strategy, state, schedules, settings, self.halted)
 
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         """The compiled loop of one phase: `(chunk, n) -> steps done`, n an int32 scalar tensor.
@@ -72,7 +75,7 @@ class Program:
         variables are frozen in this phase run as `trainable=False` from now on.
         """
         self.frozen.enter(phase.names)
-        active = [v for v in self.state.variables if v.name in phase.names]
+        active = self._active(phase)
         halts = self.settings.on_nonfinite == "halt"
 
         def step(i: tf.Tensor, _: tf.Tensor, chunk: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -93,21 +96,22 @@ class Program:
         return train
 
     def evaluator(self, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
-        """The compiled evaluation: `(chunk, n) -> sums` float64, as `TrainState.sums` of n batches."""
+        """The compiled evaluation: `(chunk, n) -> window` float64 of n batches together."""
 
         trained = [v for v in self.state.variables if v.trainable]
+        half = self.gradient_half
 
         def one(drawn: Any) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             replica = context.replica_id_in_sync_group
             batch = dict(feed.take(drawn, replica, self.replicas))
             mask = batch.pop(MASK)
-            batch = self.half.preprocess(batch, False, tf.zeros([2], tf.int32))
+            batch = half.preprocess(batch, False, tf.zeros([2], tf.int32))
             with keras.StatelessScope(collect_losses=True) as scope:
-                losses, metrics = self.half.loss(batch, False)
+                losses, metrics = half.loss(batch, False)
             # Such a loss is a batch's; it counts for each of the examples that are real.
             own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(trained))
-            sums = self.half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
+            sums = half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
             return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0)
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
@@ -116,7 +120,7 @@ class Program:
                 sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
                 return i + 1, total + tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
 
-            zero = tf.zeros([2 * (1 + len(self.state.metrics)) + 1], tf.float64)
+            zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
             start = (tf.constant(0), zero)
             _, total = tf.while_loop(lambda i, total: tf.logical_and(total[-1] <= 0, i < n), batch, start)
             self.stopped.assign(total[-1] > 0)
@@ -125,95 +129,37 @@ class Program:
         return evaluate
 
     def gradients(self, phase: Phase, feed: Feed) -> Callable[[Any], tuple[dict[str, Any], tf.Tensor]]:
-        """`chunk -> ({variable: gradient}, sums)` of the chunk's first step, applied to nothing.
+        """`chunk -> ({variable: gradient}, window)` of the chunk's first step, applied to nothing.
 
         The gradients are summed over the replicas and neither clipped nor unscaled.
         """
-        active = [v for v in self.state.variables if v.name in phase.names]
+        active = self._active(phase)
 
         @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
             drawn = feed.draw(chunk, tf.constant(0))
-            run = self.strategy.run(lambda d: self.half.reduced(active, feed, d)[:4], args=(drawn,))
-            self._assign(run[3])
+            parts = self.strategy.run(
+                lambda d: tuple(self.gradient_half.reduced(active, feed, d)), args=(drawn,)
+            )
+            result = StepResult(*parts)
+            self.apply_half.assign(result.before)
             local = self.strategy.experimental_local_results
-            return {v.name: local(g)[0] for v, g in zip(active, run[0], strict=True)}, local(run[1])[0]
+            slopes = {v.name: local(g)[0] for v, g in zip(active, result.gradients, strict=True)}
+            return slopes, local(result.sums)[0]
 
         return compute
 
-    # The apply half: cross-replica context
+    def _active(self, phase: Phase) -> list[ModelVariable]:
+        return [v for v in self.state.variables if v.name in phase.names]
 
     def _step(self, phase: Phase, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> tf.Tensor:
         """One step; returns whether the loop is to stop after it."""
-        run = self.strategy.run(lambda d: tuple(self.half.step(active, feed, d)), args=(drawn,))
-        half = Half(*run)
+        parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(active, feed, d)), args=(drawn,))
+        result = StepResult(*parts)
         local = self.strategy.experimental_local_results
-        if self.half.gated:
-            apply, skip = (lambda: self._apply(phase, active, half)), (lambda: self._skip(half))
-            tf.cond(local(half.finite)[0], apply, skip)
+        if self.gradient_half.gated:
+            apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
+            tf.cond(local(result.finite)[0], apply, lambda: self.apply_half.skip(result))
         else:
-            self._apply(phase, active, half)
-        return local(half.stopping)[0]
-
-    def _apply(self, phase: Phase, active: Sequence[ModelVariable], half: Half) -> None:
-        state, update = self.state, self.strategy.extended.update
-        step = state.step.read_value()
-        gradients = {v.name: g for v, g in zip(active, half.gradients, strict=True)}
-        groups = {g.name for g in phase.active}
-        for optimizer in state.optimizers:
-            if optimizer.group.name not in groups:
-                continue
-            rate = self.schedules[optimizer.group.name](step - optimizer.group.start)
-            optimizer.begin()
-            for v in optimizer.group.variables:
-                args = (gradients[v.name], rate)
-                update(v.value, _mover(optimizer, v), args=args, group=False)
-            optimizer.end()
-        self._assign(half.updates)
-        for v in state.variables:
-            if v.name in state.averages:
-                update(state.averages[v.name], self._average, args=(v.value,), group=False)
-        update(state.sums, _add, args=(half.sums,), group=False)
-        state.step.assign_add(1)
-        if state.scale is not None and state.good is not None:
-            more = state.scale * 2
-            grow = state.good + 1 >= LOSS_SCALE_GROWTH
-            state.scale.assign(tf.where(grow & tf.math.is_finite(more), more, state.scale))
-            state.good.assign(tf.where(grow, tf.zeros([], tf.int64), state.good + 1))
-
-    def _skip(self, half: Half) -> None:
-        """What a non-finite step leaves: its place in the counters, and a smaller loss scale."""
-        state = self.state
-        self._assign(half.before)
-        halt = tf.constant(self.settings.on_nonfinite == "halt")
-        if state.scale is not None and state.good is not None:
-            halt = tf.logical_and(halt, state.scale <= 1)
-            state.scale.assign(tf.maximum(state.scale / 2, 1))
-            state.good.assign(tf.zeros([], tf.int64))
-        self.halted.assign(halt)
-        # A step that halts the run is not done: the same command meets it again.
-        done = tf.cast(tf.logical_not(halt), tf.int64)
-        slot = tf.cast(tf.reshape(state.skipped % RECENT, [1, 1]), tf.int32)
-        seen = tf.tensor_scatter_nd_update(state.recent, slot, tf.reshape(state.step + 1, [1]))
-        state.recent.assign(tf.where(halt, state.recent, seen))
-        state.skipped.assign_add(done)
-        state.step.assign_add(done)
-
-    def _assign(self, values: Mapping[str, Any]) -> None:
-        for v in self.state.variables:
-            if v.name in values:
-                self.strategy.extended.update(
-                    v.value, lambda to, x: to.assign(x), args=(values[v.name],), group=False
-                )
-
-    def _average(self, average: tf.Variable, value: tf.Variable) -> None:
-        decay = tf.constant(self.settings.ema, average.dtype)
-        average.assign(average * decay + value * (1 - decay))
-
-
-def _mover(optimizer: GroupOptimizer, variable: ModelVariable) -> Callable[..., None]:
-    return lambda value, gradient, rate: optimizer.update(variable, value, gradient, rate)
-
-
-def _add(to: tf.Variable, value: tf.Tensor) -> None:
-    to.assign_add(tf.cast(value, to.dtype))
+            self.apply_half.apply(phase, result)
+        return local(result.stopping)[0]

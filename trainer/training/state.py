@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from trainer.groups import optimizers
-from trainer.groups.optimizers import GroupOptimizer
+from trainer.groups import group_optimizer
+from trainer.groups.group_optimizer import GroupOptimizer
 from trainer.model.names import ModelVariable
+from trainer.training import window
 
-# As in Keras and the mixed-precision literature: double after so many good steps, halve at an overflow.
+# Micikevicius et al. 2018, with the numbers of Keras: double after so many good steps, halve at an overflow.
 LOSS_SCALE_START = 2.0**15
 LOSS_SCALE_GROWTH = 2000
 RECENT = 16
@@ -21,8 +22,9 @@ class TrainState:
       variables: the model's variables.
       optimizers: the built group optimizers.
       step: int64 scalar, steps done.
-      sums: float64 [2 * (1 + metrics)], the open log window: sum and weight of the loss and of each metric.
-      averages: `{variable name: average}`, empty without `--ema`.
+      sums: float64, the open log window, see `window.py`.
+      averages: `{variable name: average}`, an exponential moving average of the weights after each update
+        (Polyak & Juditsky 1992; Kingma & Ba 2015, section 7.2); empty without `--ema`.
       skipped: int64 scalar, steps that were non-finite and changed nothing.
       recent: int64 [16], the newest of those steps, the k-th at index k % 16.
       scale, good: loss scale and the steps since it last changed; None without float16.
@@ -40,7 +42,7 @@ class TrainState:
         self.optimizers = tuple(group_optimizers)
         self.metrics = tuple(metrics)
         self.step = _variable(tf.zeros([], tf.int64))
-        self.sums = _variable(tf.zeros([2 * (1 + len(metrics))], tf.float64))
+        self.sums = _variable(tf.zeros([window.size(metrics)], tf.float64))
         self.skipped = _variable(tf.zeros([], tf.int64))
         self.recent = _variable(-tf.ones([RECENT], tf.int64))
         self.scale = _variable(tf.constant(LOSS_SCALE_START)) if loss_scale else None
@@ -60,7 +62,7 @@ class TrainState:
             loop |= {"loss_scale/scale": self.scale, "loss_scale/good": self.good}
         return {
             **{f"model/{v.name}": v.value for v in self.variables},
-            **optimizers.state(self.optimizers),
+            **group_optimizer.state(self.optimizers),
             **{f"ema/{name}": average for name, average in self.averages.items()},
             **loop,
         }

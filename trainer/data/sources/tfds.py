@@ -1,35 +1,34 @@
-"""Data sets: where their examples come from, how many there are and what they are made of.
-
-Here is what can be known without reading an example. `trainer/data/streaming.py` reads them.
-"""
+"""Data sets of TFDS, and local builders: whether they can be had, prepared, and read from their files."""
 
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import gzip
 import io
 import random
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer.data.sources.builders import find_builder
+from trainer.data.sources.tfds_builders import find_builder
 from trainer.errors import UserError, listing
 
-Decode = Callable[[dict[str, Any]], dict[str, Any]]
-
+BLOCK_BYTES = 128 << 20  # undecoded records that are shuffled at a time
+READ_AT_ONCE = 16  # files that are read side by side in training
 PATIENCE = 15.0  # seconds that a server has to answer before the data count as out of reach
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class TfdsSource:
     """A data set that can be had: prepared, or to be prepared by `prepare`.
 
     Attributes:
@@ -59,53 +58,43 @@ class Dataset:
         """Whether the examples are on the disk, ready to be read."""
         return self.builder.data_path.exists() and self.builder.is_prepared()
 
-    def size(self, split: str, flag: str = "--train_split") -> int | None:
-        """Examples in `split` (`train`, `train[:90%]`, ...); None where that is not yet known.
+    @property
+    def remedy(self) -> str:
+        """What to do where its files are damaged."""
+        return f"Delete {self.builder.data_dir} to have it prepared anew."
 
-        It is known once prepared, and before for MNIST and its kin whose files are in --manual_dir.
-
-        Raises:
-          UserError: no such split, or an empty one.
-        """
+    def sizes(self) -> Mapping[str, int]:
+        """Known once prepared, and before for MNIST and its kin whose files are in --manual_dir."""
         sizes = {name: info.num_examples for name, info in self.builder.info.splits.items()}
-        sizes = sizes or _counts(self.manual_dir)
-        if not sizes:
-            return None
-        infos = {n: tfds.core.SplitInfo(n, [size], 0) for n, size in sizes.items()}
-        there = f"There is: {listing(f'{n} ({size})' for n, size in sizes.items())}."
-        try:
-            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-        except (ValueError, AssertionError, KeyError) as error:
-            raise UserError(f"{flag}={split}: not a split of {self.name}. {there}") from error
-        examples = sum(
-            (sizes[part.splitname] if part.to is None else part.to) - (part.from_ or 0) for part in parts
-        )
-        if examples <= 0:
-            raise UserError(f"{flag}={split}: has no examples in {self.name}. {there}")
-        return examples
+        return sizes or _counts(self.manual_dir)
 
-    def element_spec(self, decode: Decode | None = None) -> dict[str, tf.TensorSpec]:
-        """Shape and type of one example, unbatched, after the model's `decode`; reads no data.
+    def spec(self) -> dict[str, Any]:
+        """As TFDS has it."""
+        return self.features.get_tensor_spec()
 
-        Raises:
-          UserError: an example cannot be put into a batch, as its shape varies.
-        """
-        spec = self.features.get_tensor_spec()
-        if decode is not None:
-            try:
-                spec = tf.function(decode).get_concrete_function(spec).structured_outputs
-            except Exception as error:  # the user's own code may raise anything
-                reason = " ".join(str(error).split())[-600:]
-                raise UserError(f"--dataset={self.name}: the model's decode raised {reason}") from error
-        if not isinstance(spec, dict):
-            raise UserError(f"--dataset={self.name}: an example is {spec}, not a dict of tensors.")
-        for part in tf.nest.flatten(spec):
-            if not isinstance(part, tf.TensorSpec | tf.Tensor) or not part.shape.is_fully_defined():
-                raise UserError(
-                    f"--dataset={self.name}: {part} varies from example to example and cannot be "
-                    "batched; give the model module a decode(example) that makes its shape fixed."
-                )
-        return tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), spec)
+    def check(self) -> None:
+        """Refuses files of another format than tfrecord."""
+        form = self.builder.info.file_format.value
+        if form != "tfrecord":
+            raise UserError(
+                f"--dataset={self.name}: prepared as {form} in {self.builder.data_dir}, and only "
+                "tfrecord is read; prepare it anew with another --data_dir."
+            )
+
+    def ordered(self, split: str) -> tf.data.Dataset:
+        """Serialized records, in the order of the files."""
+        return _records(_files(self.builder, split), at_once=1)
+
+    def shuffled(self, split: str, seed: int, start: int) -> tf.data.Dataset:
+        """Serialized records from position `start` on; see `_shuffled`."""
+        return _shuffled(self.builder, split, seed, start)
+
+    def example(self, element: tf.Tensor) -> dict[str, Any]:
+        """One record, decoded as TFDS does."""
+        return self.features.deserialize_example(element)
+
+    def arrays(self, split: str) -> None:
+        """None: they are files."""
 
     def prepare(self) -> None:
         """Writes the examples into --data_dir unless they are there; one process at a time.
@@ -139,7 +128,7 @@ class Dataset:
             random.setstate(state)
 
 
-def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: str = "") -> Dataset:
+def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: str = "") -> TfdsSource:
     """Finds a data set and makes sure that it can be had; prepares nothing.
 
     It can be had if it is prepared in `data_dir`, else from the original files in `manual_dir`, else
@@ -158,14 +147,14 @@ def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: 
     spare = find_builder(fallback, data_dir, "--fallback_dataset") if fallback else None
     if manual_dir and not Path(manual_dir).expanduser().is_dir():
         raise UserError(f"--manual_dir={manual_dir}: no such directory.")
-    dataset = Dataset(name, builder, str(Path(manual_dir).expanduser()) if manual_dir else "")
+    dataset = TfdsSource(name, builder, str(Path(manual_dir).expanduser()) if manual_dir else "")
     if dataset.prepared:
         note = f"{name} is prepared in {builder.data_dir}; --manual_dir={manual_dir} is not read."
         return dataclasses.replace(dataset, notes=(note,) if manual_dir else ())
     reason, remedy = _obstacle(dataset)
     if not reason:
         return dataset
-    if spare is None or _obstacle(other := Dataset(fallback, spare))[0]:
+    if spare is None or _obstacle(other := TfdsSource(fallback, spare))[0]:
         raise UserError(
             f"--dataset={name}: {reason} {remedy} Or name a set to use instead, such as "
             "--fallback_dataset=digits."
@@ -179,7 +168,7 @@ def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: 
     return dataclasses.replace(other, notes=notes)
 
 
-def _obstacle(dataset: Dataset) -> tuple[str, str]:
+def _obstacle(dataset: TfdsSource) -> tuple[str, str]:
     """Why an unprepared data set cannot be had, and what to do: two sentences, or two times ""."""
     builder, manual = dataset.builder, dataset.manual_dir
     if dataset.prepared:
@@ -252,3 +241,53 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
     with open(Path(root) / f".{builder.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, or the process dies
         yield
+
+
+# Reading
+
+
+def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, tf.Tensor]:
+    """The files of a split, or of a part of one, and which records of each: skip, then take."""
+    files = builder.info.splits[split].file_instructions
+    return {
+        "name": tf.constant([str(file.filename) for file in files]),
+        "skip": tf.constant([file.skip for file in files], tf.int64),
+        "take": tf.constant([file.take for file in files], tf.int64),
+    }
+
+
+def _records(files: dict[str, tf.Tensor], at_once: int) -> tf.data.Dataset:
+    """Undecoded records, `at_once` files side by side."""
+
+    def read(file: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset(file["name"]).skip(file["skip"]).take(file["take"])
+
+    return tf.data.Dataset.from_tensor_slices(files).interleave(
+        read, at_once, block_length=16, num_parallel_calls=at_once, deterministic=True
+    )
+
+
+def _shuffled(builder: tfds.core.DatasetBuilder, split: str, seed: int, start: int) -> tf.data.Dataset:
+    """Undecoded records from position `start` on, epoch after epoch, each shuffled anew.
+
+    An epoch shuffles the files, reads some side by side, and shuffles block after block of their
+    records. Only stateless random numbers keyed by (seed, epoch, block): `Dataset.shuffle` would
+    depend on TensorFlow's global seed too.
+    """
+    info = builder.info.splits[split]
+    files, size = _files(builder, split), info.num_examples
+    at_once = min(READ_AT_ONCE, len(files["name"]))
+    block = min(size, max(1024, BLOCK_BYTES * size // max(info.num_bytes, 1)))
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        key = tf.stack([tf.constant(seed, tf.int64), number])
+        shuffle = functools.partial(tf.random.experimental.stateless_shuffle, alg="philox")
+        chosen = shuffle(tf.range(len(files["name"])), key)
+        some = _records({name: tf.gather(v, chosen) for name, v in files.items()}, at_once)
+        blocks = some.batch(block).enumerate(start=1)
+        fold = tf.random.experimental.stateless_fold_in
+        return blocks.map(lambda i, b: shuffle(b, fold(key, i))).prefetch(1).unbatch()
+
+    first, offset = divmod(start, size)
+    epochs = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
+    return epochs.flat_map(epoch).skip(offset)

@@ -1,4 +1,4 @@
-"""A run with its data and its checkpoints: what the modes that train share."""
+"""The checkpoints of a run: the newest to go on from, and those that it writes."""
 
 import platform
 from collections.abc import Mapping
@@ -11,54 +11,13 @@ import tensorflow as tf
 
 from trainer.checkpoints import checkpoint, manifest
 from trainer.checkpoints.manifest import Entry
-from trainer.data.feed import Feed
-from trainer.data.streaming import train_feed
 from trainer.devices.agreement import check_same, from_first
-from trainer.devices.strategy import worker
-from trainer.flags.config import Config
 from trainer.groups import plan
-from trainer.report.screen import Reporter
-from trainer.restore import receipt
-from trainer.restore.match import load
-from trainer.run.assemble import Run
-from trainer.run.build import Built, match_source
+from trainer.report.reporter import Reporter
+from trainer.run.assemble import Assembled
 from trainer.training.program import Program
 
 LOWER_IS_BETTER = ("loss", "error", "perplexity")
-
-
-def training_feed(run: Run) -> Feed:
-    """Batches of one update's examples, in the order of the run's seed."""
-    config, strategy, decode = run.config, run.built.strategy, getattr(run.built.module, "decode", None)
-    return train_feed(
-        run.residency,
-        run.dataset,
-        config.train_split,
-        decode,
-        strategy,
-        config.batch_size * config.accumulate,
-        config.seed,
-        worker(strategy),
-        config.accumulate,
-    )
-
-
-def initialise(config: Config, built: Built, reporter: Reporter, workdir: Path | None) -> dict[str, str]:
-    """Restores the model from `--init_from` by its rules; `{variable: where its start value comes from}`.
-
-    The receipt is shown, and written into `workdir` where there is one.
-
-    Raises:
-      UserError: all that does not fit, in one message; nothing has been assigned.
-    """
-    matched = match_source(config, built)
-    lines = receipt.assign(built.strategy, matched, load(matched))
-    columns, rows = receipt.describe(lines)
-    source = matched.source
-    reporter.table(f"Restored from {source.path} ({source.kind})", columns, rows)
-    if workdir:
-        receipt.write(lines, matched, workdir)
-    return matched.starts()
 
 
 def newest(directory: Path, reporter: Reporter, strategy: tf.distribute.Strategy) -> Entry | None:
@@ -93,14 +52,14 @@ class Checkpoints:
     Attributes:
       directory: `workdir/checkpoints`.
       program: whose state is saved.
-      run: for what the manifest says of it.
+      made: the run, for what the manifest says of it.
       reporter: told of each checkpoint.
       plan: of the run, as JSON.
     """
 
     directory: Path
     program: Program
-    run: Run
+    made: Assembled
     reporter: Reporter
     plan: Mapping[str, Any]
     last: Path | None = field(default=None)
@@ -111,14 +70,14 @@ class Checkpoints:
         Raises:
           UserError: it could not be saved; those before it are intact.
         """
-        config, total = self.run.config, self.run.total
+        config, total = self.made.config, self.made.total
         meta = {
             "plan": self.plan,
             "plan_hash": plan.digest(self.plan),
             "metrics": dict(metrics),
             "finished": step == total,
-            "flags": given(config),
-            "data": self.run.dataset.full_name,
+            "flags": config.given(),
+            "data": self.made.split.source.full_name,
             "replicas": self.program.replicas,
             "versions": {
                 "python": platform.python_version(),
@@ -151,8 +110,3 @@ def unshared(state: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of the metric is the better one, by its name."""
     return any(word in metric for word in LOWER_IS_BETTER)
-
-
-def given(config: Config) -> dict[str, Any]:
-    """`{flag: value}` of the flags that differ from their defaults."""
-    return {name: value for name, value in vars(config).items() if value != getattr(Config(), name)}

@@ -1,0 +1,176 @@
+"""Everything that a training run says, to people, to files and to hooks.
+
+A record is a flat dictionary with a `step`; its numbers, and the numbers in dictionaries in it
+(`learning_rate: {group: rate}`), are what is logged.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from trainer.report.curves import Curves
+from trainer.report.records import Records
+from trainer.report.screen import Screen
+from trainer.text import cell
+
+_NOT_CURVES = {"kind", "step", "epoch", "weights", "examples"}
+
+
+class _Stop:
+    """The type of `STOP`."""
+
+    def __repr__(self) -> str:
+        return "trainer.STOP"
+
+
+STOP = _Stop()
+"""What a hook returns to end the run as a signal would: the state is saved, and the run can go on later."""
+
+Hook = Callable[[dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Functions of the user's own; each gets a record, and may return `STOP`.
+
+    Attributes:
+      on_log: called at each log point.
+      on_evaluation: called with each result of an evaluation.
+    """
+
+    on_log: Hook | None = None
+    on_evaluation: Hook | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+class Reporter:
+    """What a run says and leaves behind. Nothing is opened or written before the first call that needs it.
+
+    Call `trim` at every start. Raises UserError where a file cannot be written.
+
+    Args:
+      workdir: for metrics.jsonl and TensorBoard's files; None writes none.
+      total_steps: of the whole run.
+      steps_per_epoch: may be a fraction.
+      screen: for people.
+      hooks: of the user's own.
+
+    Attributes:
+      stop: whether a hook has asked to end the run.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | None,
+        total_steps: int,
+        steps_per_epoch: float,
+        screen: Screen | None = None,
+        hooks: Hooks = NO_HOOKS,
+    ) -> None:
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.screen = screen or Screen()
+        self.stop = False
+        self._hooks = hooks
+        self._records = Records(workdir)
+        self._curves = Curves(workdir)
+
+    def note(self, sentence: str) -> None:
+        """As of the screen."""
+        self.screen.note(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """As of the screen."""
+        self.screen.warn(sentence)
+
+    def progress(
+        self, step: int, loss: float, metrics: Mapping[str, float], examples_per_second: float
+    ) -> None:
+        """Moves the progress bar; on a pipe there is none."""
+        values = _values({"loss": loss, **metrics})
+        shown = f"{self._place(step)}  {values}  {examples_per_second:,.0f} examples/s"
+        self.screen.progress(step, self.total_steps, shown)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """A log point of training: `{"step", "loss", metrics, "learning_rate": {group: rate}, ...}`."""
+        record = self._records.append({"kind": "train", **record})
+        self._curves.plot("train", record["step"], dict(_numbers(record, "")))
+        if not self.screen.terminal:
+            shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_CURVES}
+            rates = record.get("learning_rate")
+            text = f"  rates: {_values(rates)}" if rates else ""
+            self.note(f"{self._place(record['step'])}  {_values(shown)}{text}")
+        self._call(self._hooks.on_log, "on_log", record)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """The result of an evaluation; `weights` says "raw" (if absent) or "ema"."""
+        record = self._records.append({"kind": "eval", "weights": "raw", **record})
+        prefix = "ema/" if record["weights"] == "ema" else ""
+        self._curves.plot("eval", record["step"], dict(_numbers(record, prefix)))
+        shown = {k: v for k, v in record.items() if k not in _NOT_CURVES}
+        examples = f" of {record['examples']:,} examples" if "examples" in record else ""
+        weights = " with averaged weights" if record["weights"] == "ema" else ""
+        where = self._place(record["step"])
+        self.screen.note(f"{where}  evaluation{examples}{weights}: {_values(shown)}", "bold")
+        self._call(self._hooks.on_evaluation, "on_evaluation", record)
+
+    def summary(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Ends the bar, and prints the table that ends a run: (what, value) rows."""
+        self.screen.close()
+        self.screen.table("Summary", ("what", "value"), rows)
+
+    def trim(self, step: int, evaluated: bool = True) -> int:
+        """Takes back what was logged after `step`, where a run starts; returns the lines dropped.
+
+        As `Records.trim`. TensorBoard's files are not touched: an event in the next one tells it to drop
+        what is later than `step`.
+        """
+        self._curves.start = step + 1
+        return self._records.trim(step, evaluated)
+
+    def sync(self) -> None:
+        """Waits until metrics.jsonl is on the disk: before a checkpoint that its lines go with."""
+        self._records.sync()
+
+    def close(self) -> None:
+        """Ends the bar and closes the files; a second call does nothing."""
+        self.screen.close()
+        self._curves.close()
+        self._records.close()
+
+    def __enter__(self) -> Self:
+        """`with Reporter(...) as reporter:` leaves the terminal as it was, whatever happens."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes."""
+        self.close()
+
+    def _call(self, hook: Hook | None, name: str, record: dict[str, Any]) -> None:
+        """A hook that fails is told of, and never ends the run."""
+        if hook is None:
+            return
+        try:
+            self.stop = hook(dict(record)) is STOP or self.stop
+        except Exception as error:  # the user's own code may raise anything
+            self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {error}")
+
+    def _place(self, step: int) -> str:
+        epochs = round(self.total_steps / self.steps_per_epoch, 1)
+        return f"epoch {step / self.steps_per_epoch:.2f}/{epochs:g}  step {step}/{self.total_steps}"
+
+
+def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """(tag, number) of all in a record that makes a curve."""
+    for name, value in record.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, number in parts.items():
+            if name not in _NOT_CURVES and isinstance(number, int | float):
+                yield (f"{prefix}{name}/{part}" if part else prefix + name), float(number)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {cell(value)}" for name, value in values.items())

@@ -1,0 +1,179 @@
+"""The Python door: a run out of keywords that are the flags, or things in the place of names."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+
+from trainer.checkpoints import checkpoint
+from trainer.errors import UserError
+from trainer.flags.config import Config
+from trainer.groups.plan import Plan
+from trainer.report.reporter import Hook, Hooks
+from trainer.report.screen import Screen
+from trainer.run import resume
+from trainer.run.assemble import Assembled, assemble, evaluation
+from trainer.run.build import evaluation_split, use_precision
+from trainer.run.planning import planned
+from trainer.run.start import initialise
+from trainer.run.surroundings import as_before
+from trainer.run.train import Live, train
+from trainer.run.workdir import Workdir
+from trainer.signals import stopping
+from trainer.training.evaluation import evaluate
+from trainer.training.loop import Result
+from trainer.training.program import Program
+
+P = ParamSpec("P")
+S = TypeVar("S")
+
+
+def _with_flags_of(
+    schema: Callable[P, Config],
+) -> Callable[[Callable[[S, Config], None]], Callable[Concatenate[S, P], None]]:
+    """Gives `__init__` the keywords of the schema, for people, editors and type checkers alike."""
+
+    def decorate(init: Callable[[S, Config], None]) -> Callable[Concatenate[S, P], None]:
+        @functools.wraps(init)
+        def with_flags(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            init(self, schema(*args, **kwargs))
+
+        own = next(iter(inspect.signature(init).parameters.values()))
+        flags = inspect.signature(schema).parameters.values()
+        with_flags.__signature__ = inspect.Signature([own, *flags])  # type: ignore[attr-defined]
+        return with_flags
+
+    return decorate
+
+
+class Run:
+    """A run: the flags as keywords, and what can be done with it.
+
+    Every flag of `python run.py --help` is a keyword of the same name and meaning (but for those of other
+    modes). `model` may be a module, a `trainer.ModelModule` or anything with `build` and `loss`; `dataset`
+    a `trainer.Arrays` or a dictionary of arrays. A flag that repeats takes a list.
+
+    Without a `workdir` nothing is written. With one, `train` goes on from its newest checkpoint. The
+    surroundings (Keras's name counters, policies and float type, all random generators) are after each call
+    what they were before; logical devices, determinism and memory growth hold for the process, and are set
+    when they are first needed.
+
+    Raises:
+      UserError: from any method, and from the constructor for a value that no run can use; names the flag.
+
+    Example:
+      >>> import keras, numpy as np, trainer
+      >>> def build():
+      ...     return keras.Sequential([keras.Input([4]), keras.layers.Dense(1, name="head")])
+      >>> def loss(model, batch, training):
+      ...     return (model(batch["x"], training=training)[:, 0] - batch["y"]) ** 2, {}
+      >>> x = np.random.default_rng(0).normal(size=[64, 4])
+      >>> run = trainer.Run(
+      ...     model=trainer.ModelModule(build=build, loss=loss),
+      ...     dataset={"x": x, "y": x.sum(1)},
+      ...     eval_split="train",
+      ...     group=[".*/bias frozen", ".* adam cosine(1e-1)"],
+      ...     batch_size=16,
+      ...     train_for="50epochs",
+      ... )
+      >>> result = run.train()
+      >>> result.step, run.evaluate()["loss"] < 1e-3, sorted(run.weights())
+      (200, True, ['head/bias', 'head/kernel'])
+    """
+
+    @_with_flags_of(Config)
+    def __init__(self, config: Config) -> None:
+        config.check()
+        if config.mode != "train":
+            raise UserError(f"--mode={config.mode}: a Run has methods in the place of modes. Leave it out.")
+        self._config = config
+        self._live = Live()
+
+    def plan(self) -> Plan:
+        """Who trains what, how and when: prints as a table. Prepares, reads and writes nothing."""
+        with as_before():
+            return Plan(planned(self._config, Screen(quiet=True)))
+
+    def train(
+        self,
+        *,
+        progress: bool = False,
+        signals: bool = False,
+        on_log: Hook | None = None,
+        on_evaluation: Hook | None = None,
+    ) -> Result:
+        """Trains to the end, or to a stop, and goes on from there when it is called again.
+
+        Args:
+          progress: print what `python run.py` prints, with a progress bar.
+          signals: stop within a step and save at SIGTERM and SIGINT, as `python run.py` does; only in
+            the main thread. Without it a KeyboardInterrupt is raised within about a second.
+          on_log: called with the record of each log point, a dictionary. What it raises is a warning.
+          on_evaluation: called with the record of each evaluation.
+            Either may return `trainer.STOP`, which ends the run as a signal would.
+
+        Raises:
+          KeyboardInterrupt: the state was saved, where there is a workdir.
+        """
+        screen = Screen() if progress else Screen(quiet=True, raises=True)
+        if self._config.workdir:  # another process may have gone on from it
+            self._live = Live()
+        with as_before(), contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stopping()) if signals else None
+            self._resume_precision()
+            return train(self._config, screen, Hooks(on_log, on_evaluation), stop, self._live)
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss and metrics of the weights over the evaluation split; `examples` counts them.
+
+        The weights are those that `train` left, else those that it would start from.
+        """
+        with as_before():
+            made, program = self._loaded()
+            split = evaluation_split(made.config, made.built, made.split.source)
+            if split is None:
+                raise UserError("--eval_split=none: name a split to evaluate on.")
+            feed = evaluation(made.config, made.built, split)
+            program.stop.assign(False)
+            return evaluate(program, program.evaluator(feed), feed)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """`{variable name: array}` of the model, copies; as of `evaluate`."""
+        with as_before():
+            made, _ = self._loaded()
+            return {v.name: np.array(v.value.numpy()) for v in made.built.variables}
+
+    @property
+    def model(self) -> Any:
+        """What `build` returned, with the weights as of `evaluate`."""
+        with as_before():
+            return self._loaded()[0].built.model
+
+    def _loaded(self) -> tuple[Assembled, Program]:
+        """The run with the state that it stands at."""
+        live = self._live
+        self._resume_precision()
+        if live.made is None or live.program is None:
+            quiet, workdir = Screen(quiet=True, raises=True), Workdir.of(self._config)
+            made = assemble(self._config, resumes=bool(workdir and workdir.has_checkpoints))
+            entry, warnings = (
+                checkpoint.newest(workdir.checkpoints, set_aside=False) if workdir else (None, [])
+            )
+            for warning in warnings:
+                quiet.warn(warning)
+            resumed = resume.resume(made, entry, self._config.accept_plan_change) if entry else None
+            live.made = resumed.made if resumed else made
+            if self._config.init_from and not resumed:
+                initialise(self._config, live.made.built, quiet, None)
+            live.program = live.made.program()
+            if resumed:
+                resumed.restore(live.program)
+        return live.made, live.program
+
+    def _resume_precision(self) -> None:
+        """What is traced from now on computes as the run does, whatever the surroundings do."""
+        if self._live.made is not None:
+            use_precision(self._config.precision)
