@@ -15,18 +15,32 @@ if TYPE_CHECKING:
     from trainer.report.reporter import STOP
     from trainer.run.api import Run
     from trainer.training.loop import Result
+    from trainer.training.parameter_groups import ParameterGroups, parameter_groups
 
 _PUBLIC = {
     "Arrays": "trainer.data.sources.arrays",
     "ModelModule": "trainer.model.module",
+    "ParameterGroups": "trainer.training.parameter_groups",
     "Plan": "trainer.groups.plan",
     "Result": "trainer.training.loop",
     "Run": "trainer.run.api",
     "STOP": "trainer.report.reporter",
     "UserError": "trainer.errors",
     "named_variables": "trainer.model.names",
+    "parameter_groups": "trainer.training.parameter_groups",
 }
-__all__ = ["STOP", "Arrays", "ModelModule", "Plan", "Result", "Run", "UserError", "named_variables"]
+__all__ = [
+    "STOP",
+    "Arrays",
+    "ModelModule",
+    "ParameterGroups",
+    "Plan",
+    "Result",
+    "Run",
+    "UserError",
+    "named_variables",
+    "parameter_groups",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from trainer.checkpoints import checkpoint
-from trainer.errors import UserError
-from trainer.flags.config import Config
+from trainer.errors import UserError, near
+from trainer.flags.config import Config, defaults
 from trainer.groups.plan import Plan
 from trainer.report.reporter import Hook, Hooks
 from trainer.report.screen import Screen
@@ -39,6 +39,9 @@ def _with_flags_of(
     def decorate(init: Callable[[S, Config], None]) -> Callable[Concatenate[S, P], None]:
         @functools.wraps(init)
         def with_flags(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            for name in kwargs:
+                if name not in defaults():
+                    raise UserError(f"--{name}: no such flag. {near(name, defaults())}")
             init(self, schema(*args, **kwargs))
 
         own = next(iter(inspect.signature(init).parameters.values()))
