@@ -68,8 +68,24 @@ def _importable(name: str) -> bool:
         return False
 
 
+def _join(folder: Path) -> None:
+    """Lets a user's own folder `models` be part of the package `models`, where a checkout has that name."""
+    path = getattr(sys.modules.get("models") or _parent(), "__path__", None)
+    own = folder.name == "models" and str(folder) not in (path or ())
+    if isinstance(path, list) and own and str(bundled.folder("models")) in path:
+        path.insert(0, str(folder))
+
+
+def _parent() -> ModuleType | None:
+    try:
+        return importlib.import_module("models")
+    except Exception:  # there is none, or another's, whatever it does
+        return None
+
+
 def _from_file(file: Path) -> ModuleType:
     """The module in `file`: as part of its package where it has one, so that it may import its neighbours."""
+    _join(file.parent)
     for package in _FOLDERS:
         module = f"{package}.{file.stem}"
         try:
