@@ -3,8 +3,12 @@
 The public names are below, imported when they are first used; everything else may change.
 """
 
+import contextlib
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from trainer.noise import quiet_start
 
 if TYPE_CHECKING:
     from trainer.data.sources.arrays import Arrays
@@ -47,7 +51,8 @@ def __getattr__(name: str) -> Any:
     """A public name, its module imported now: TensorFlow is not loaded before it is needed."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start():
+        return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
