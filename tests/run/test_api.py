@@ -55,6 +55,9 @@ def test_the_two_doors_make_the_same_run(tmp_path):
     last = runs.records(tmp_path / "python")[-1]
     assert result.metrics == {k: last[k] for k in result.metrics} and last["weights"] == "ema"
     raw = runs.records(tmp_path / "python")[-2]
+    assert run.evaluate("ema") == result.metrics
+    averages = {k.removeprefix("ema/"): v for k, v in runs.state(tmp_path / "python").items() if "ema/" in k}
+    assert same({name: run.weights("ema")[name] for name in averages}, averages)
     assert run.evaluate() == {k: raw[k] for k in result.metrics}
     weights = {k.removeprefix("model/"): v for k, v in runs.state(tmp_path / "python").items()}
     assert same(run.weights(), {name: weights[name] for name in run.weights()})
@@ -111,7 +114,7 @@ def test_it_stops_and_goes_on_to_the_same_bits(tmp_path):
         third = run.train()
         assert (third.step, third.stopped) == (12, False)
         assert same(run.weights(), whole.weights())
-        assert run.train().step == 12  # finished
+        assert run.train().metrics == third.metrics != {}  # finished
 
 
 def test_an_interrupt_saves_then_goes_up(tmp_path):
@@ -216,6 +219,10 @@ def test_what_no_run_can_use_is_refused_at_once(flags, words):
 def test_a_run_cannot_be_evaluated_on_nothing():
     with pytest.raises(trainer.UserError, match="--eval_split=none"):
         small(eval_split="none").evaluate()
+    with pytest.raises(trainer.UserError, match="--weights=ema: this run keeps no averages"):
+        small().evaluate("ema")
+    with pytest.raises(trainer.UserError, match="--weights=best: not one of"):
+        small().weights("best")
 
 
 def test_weights_before_training_are_those_that_it_starts_from(tmp_path):
