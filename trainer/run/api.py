@@ -138,7 +138,7 @@ class Run:
         """Mean loss and metrics over the evaluation split; `examples` counts them.
 
         Args:
-          weights: `raw`, those that `train` left, else those that it would start from; or `ema`, their averages.
+          weights: `raw`, those that `train` left, else those that it would start from; `ema`, their averages.
         """
         with as_before(), self._standing(weights) as (made, program):
             split = evaluation_split(made.config, made.built, made.split.source)
