@@ -97,7 +97,9 @@ def refused(model, source, *has, **rules):
     for text in has:
         assert text in str(caught.value), caught.value
     assert before == {v.name: v.value.numpy().tobytes() for v in variables}
-    return str(caught.value).splitlines()[1:]
+    *lines, advice = str(caught.value).splitlines()[1:]
+    assert advice == "--mode=inspect proposes rules."
+    return lines
 
 
 def started(strategy, model, source, **rules):

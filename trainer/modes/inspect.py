@@ -59,8 +59,9 @@ def _fit(config: Config, source: Source, rules: Rules, reporter: Reporter) -> No
     # Only here: without a model no device is touched.
     from trainer.run.build import build_model
 
-    variables = build_model(config).variables
-    matched = match(variables, source, rules)
+    built = build_model(config)
+    variables = built.variables
+    matched = match(variables, source, rules, built.model)
     if not matched.problems:
         reporter.note(
             f"It fits --model={config.model} under the --init_* rules as they are given: "

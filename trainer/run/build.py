@@ -96,7 +96,7 @@ def match_source(config: Config, built: Built) -> Matched:
       UserError: all that does not fit, in one message.
     """
     source = open_source(config.init_from, config.init_weights)
-    matched = match(built.variables, source, of(config))
+    matched = match(built.variables, source, of(config), built.model)
     matched.check()
     return matched
 

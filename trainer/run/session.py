@@ -53,7 +53,7 @@ def initialise(config: Config, built: Built, reporter: Reporter, workdir: Path |
     """
     matched = match_source(config, built)
     lines = receipt.assign(built.strategy, matched, load(matched))
-    columns, rows = receipt.describe(lines)
+    columns, rows = receipt.describe(lines, matched.leftover)
     source = matched.source
     reporter.table(f"Restored from {source.path} ({source.kind})", columns, rows)
     if workdir:
