@@ -289,6 +289,30 @@ def test_tf1(tf1):
     np.testing.assert_array_equal(averaged.read("net/fc/biases"), b)
 
 
+def test_tf1_names_with_the_number_of_an_output(tmp_path):
+    """As converters write them with SaveV2: `:0` at the end, and no graph that says what is a slot."""
+    kernel = np.ones((2, 2), np.float32)
+    arrays = {"a/kernel:0": kernel, "a/kernel/Adam:0": 0 * kernel, "a/kernel/Adam_1:0": 0 * kernel}
+    arrays |= {"beta1_power:0": np.float32(0.9), "beta2_power:0": np.float32(0.9), "step:0": np.int32(7)}
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "c"),
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=[tf.constant(v) for v in arrays.values()],
+    )
+    np.savez(tmp_path / "c.npz", **arrays)
+    source = open_source(str(tmp_path / "c"))
+    check(source, {"a/kernel": (2, 2)}, [kernel])
+    assert set(source.ignored) == {name.removesuffix(":0") for name in arrays} - {"a/kernel"}
+    assert list(open_source(str(tmp_path / "c.npz")).specs) == ["a/kernel:0"]
+
+
+def test_a_weight_that_is_called_like_a_slot_is_none_without_its_owner(tmp_path):
+    np.savez(tmp_path / "c.npz", **{"head/Adam": np.ones(2), "body/Momentum": np.ones(2), "body": np.ones(2)})
+    source = open_source(str(tmp_path / "c.npz"))
+    assert list(source.specs) == ["head/Adam", "body"] and source.ignored == ("body/Momentum",)
+
+
 def test_tf1_partitioned_variable(tmp_path):
     with tf.Graph().as_default(), v1.Session() as session:
         parts = v1.fixed_size_partitioner(3)

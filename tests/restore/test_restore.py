@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import keras
 import ml_dtypes
@@ -202,6 +203,18 @@ def test_module_aliases_and_two_from_one():
     assert [line["source"] for line in lines.values()] == ["second", "second"]
 
 
+def test_a_skip_of_one_name_of_a_shared_variable_leaves_it_its_others():
+    net = module(a=np.zeros(2, np.float32), b=np.zeros(2, np.float32))
+    net.second = net.a
+    one, two = np.float32([1, 1]), np.float32([2, 2])
+    weights = memory(a=one, second=two, b=two)
+    started(tf.distribute.get_strategy(), net, weights, skip=["second"])
+    assert net.a.numpy().tolist() == [1, 1]
+    # Under none of its names: left alone.
+    lines = started(tf.distribute.get_strategy(), net, weights, skip=["second", "a"])
+    assert not lines["a"]["restored"] and lines["b"]["restored"]
+
+
 def test_frozen_layers_too(npz, arrays):
     model = target()
     model.get_layer("conv1").trainable = False
@@ -393,14 +406,10 @@ def test_adaptations_that_do_not_fit(text, source, initial, message):
 
 
 def test_every_method_is_listed():
-    assert set(adapt.METHODS) == {
-        "mean_channels",
-        "sum_channels",
-        "repeat_channels",
-        "resize",
-        "resize_grid",
-        "rows",
-    }
+    """In the documentation, where people look for them."""
+    page = (Path(__file__).parents[2] / "docs" / "restore.md").read_text()
+    for name in [*adapt.METHODS, *adapt.COMBINERS]:
+        assert f"`{name}(" in page, name
 
 
 # The receipt

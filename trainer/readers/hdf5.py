@@ -21,7 +21,7 @@ _SECONDS = 60
 
 @dataclass(frozen=True)
 class Dataset:
-    """One array: its spec, stored dtype (with byte order), path as stored and, if it lies plainly, its place."""
+    """One array: its spec, stored dtype (with byte order), path as stored, place where it lies plainly."""
 
     spec: Spec
     stored: str

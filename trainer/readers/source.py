@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainer.errors import UserError, near
+from trainer.readers import slots
 
 # A path component that marks what a trainer or a random generator keeps, not what a network knows.
 _STATE_PARTS = frozenset(
@@ -132,7 +133,11 @@ def is_state(name: str, spec: Spec) -> bool:
 
 def split_state(specs: Mapping[str, Spec]) -> tuple[dict[str, Spec], tuple[str, ...]]:
     """Weights and the names of what is not a weight."""
-    ignored = tuple(name for name, spec in specs.items() if is_state(name, spec))
+    ignored = tuple(
+        name
+        for name, spec in specs.items()
+        if is_state(slots.bare(name), spec) or slots.is_counter(name) or slots.owner(name, specs)
+    )
     return {name: spec for name, spec in specs.items() if name not in set(ignored)}, ignored
 
 
@@ -153,7 +158,7 @@ def unique(wanted: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def looks_like_torch(names: Iterable[str]) -> bool:
-    """Whether names are those of a PyTorch state dict: modules by dots, and PyTorch's own words for weights."""
+    """Whether names are those of a PyTorch state dict: modules by dots, PyTorch's own words for weights."""
     return any(_TORCH.fullmatch(name) for name in names)
 
 

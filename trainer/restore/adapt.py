@@ -131,7 +131,9 @@ def transpose(*axes: int) -> Adapter:
     def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
         order = axes or tuple(reversed(range(source.ndim)))
         if sorted(axis % source.ndim for axis in order if -source.ndim <= axis) != list(range(source.ndim)):
-            raise ValueError(f"the axes {list(order)} are not those of a source of shape {list(source.shape)}")
+            raise ValueError(
+                f"the axes {list(order)} are not those of a source of shape {list(source.shape)}"
+            )
         return source.transpose(order)
 
     return adapter
@@ -154,7 +156,9 @@ def split(index: int, parts: int, axis: int = 0) -> Adapter:
     def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
         along = _axis(axis, source)
         if source.shape[along] % parts:
-            raise ValueError(f"axis {axis} of a source of shape {list(source.shape)} is not {parts} equal parts")
+            raise ValueError(
+                f"axis {axis} of a source of shape {list(source.shape)} is not {parts} equal parts"
+            )
         return np.split(source, parts, along)[index]
 
     return adapter

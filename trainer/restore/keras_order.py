@@ -1,12 +1,13 @@
 """What Keras's own `load_weights` would take from one of Keras's files, found without reading or assigning.
 
 A `.weights.h5` file stores positions: folders number the layers of a class in the order of `model.layers`,
-and a layer's variables in the order in which it made them. What goes where is therefore a matter of Keras's own
-walk over the model, so that walk itself is run here: on a store that hands out placeholders of a scratch
-graph, in a `StatelessScope`, which keeps every assignment from the model. Each assigned placeholder is
-a path in the file.
+and a layer's variables in the order in which it made them. What goes where is therefore a matter of Keras's
+own walk over the model, so that walk itself is run here: on a store that hands out placeholders of a
+scratch graph, in a `StatelessScope`, which keeps every assignment from the model. Each assigned placeholder
+is a path in the file.
 
-A legacy `.h5` has names of layers: `by_name` is Keras's `load_weights(by_name=True)`, `by_order` the plain one.
+A legacy `.h5` has names of layers: `by_name` is Keras's `load_weights(by_name=True)`, `by_order` the
+plain one.
 """
 
 import warnings

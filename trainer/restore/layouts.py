@@ -1,14 +1,13 @@
 """Arrays in PyTorch's layout for Keras's layers: what `--init_layout=torch` means.
 
-The layer of a variable says how PyTorch stores it: a Linear's weight is [out, in], a convolution's
-[out, in, ...], a recurrent layer's gates lie in rows and, in a GRU, in another order. A name is looked for as it
-is, or with dots for slashes and PyTorch's own word in the last place: `layer1/0/conv1/kernel` is
-`layer1.0.conv1.weight`. Nothing of this is guessed from a shape, so a square matrix is as safe as another.
+A name is looked for as it is, or with dots for slashes and PyTorch's own word in the last place:
+`layer1/0/conv1/kernel` is `layer1.0.conv1.weight`. What is done to the array follows from the layer of the
+variable (`torch_kinds.py`) and never from a shape, so a square matrix is as safe as any other.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +17,10 @@ import numpy as np
 from trainer.model.names import ModelVariable
 from trainer.readers import Source
 from trainer.readers.source import Spec
+from trainer.restore.torch_kinds import CELLS, TRANSPOSED, Conversion, Kind, kind_of, last_word, matrix, one
 
 if TYPE_CHECKING:
     from trainer.restore.decide import Entry
-
-Apply = Callable[[Sequence[np.ndarray]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What is done to the stored arrays: in words, and the function of them."""
-
-    text: str
-    apply: Apply
 
 
 @dataclass(frozen=True)
@@ -42,33 +32,11 @@ class Found:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How PyTorch stores one variable: the word for it (several where they become one), what is done to it."""
-
-    words: tuple[str, ...]
-    conversion: Conversion | None = None
-
-
-def _one(function: Callable[[np.ndarray], np.ndarray]) -> Apply:
-    return lambda arrays: function(arrays[0])
-
-
-def _kernel(array: np.ndarray) -> np.ndarray:
-    """[out, in, ...] as [..., in, out]; of a transposed convolution, [in, out, ...] as [..., out, in]."""
-    if array.ndim < 2:
-        raise ValueError(f"{list(array.shape)} is not [out, in, ...]")
-    return array.transpose(*range(2, array.ndim), 1, 0)
-
-
-_TRANSPOSED = Conversion("transposed from PyTorch's layout", _one(_kernel))
-
-
 def unstated(source: Source, layout: str) -> str:
     """The problem of a file whose layout must be stated and is not; "" for none."""
     if source.torch and not layout:
         return (
-            " ! its names look like PyTorch's, which stores matrices [out, in] and convolutions [out, in, ...]. "
+            " ! its names look like PyTorch's, which stores matrices [out, in], convolutions [out, in, ...]. "
             "Add --init_layout=torch (or, where the arrays are in Keras's layout all the same, "
             "--init_layout=keras)."
         )
@@ -88,7 +56,7 @@ def from_torch(
       specs: what the file holds.
       adapted: whether an `--init_adapt` rule says how to go on from there.
     """
-    kind = _kind(variable, names[0])
+    kind = kind_of(variable)
     if isinstance(kind, str):
         return Found((names[0],), problem=kind)
     for name in names:
@@ -97,7 +65,7 @@ def from_torch(
                 if kind is None and len(variable.shape) > 1 and not adapted:
                     return Found(sources, problem=_unknown(variable))
                 if adapted and isinstance(variable.layer, keras.layers.EinsumDense) and conversion:
-                    conversion = _TRANSPOSED if len(variable.shape) > 2 else conversion
+                    conversion = TRANSPOSED if len(variable.shape) > 2 else conversion
                 return Found(sources, conversion)
     word = variable.name.rpartition("/")[2] if kind is None else kind.words[0]
     return Found((_dotted(names[0], word),))
@@ -114,8 +82,8 @@ def flattened(model: Any, entries: Sequence["Entry"], layout: str) -> Iterator[s
         shape = _before_flatten(layer) if kernel and entry.sources and not entry.adapt else None
         if shape:
             yield (
-                f" ! {entry.variable.name}: its layer follows a flattened {list(shape)}, whose numbers PyTorch "
-                f"has in another order. Add --init_adapt='{re.escape(entry.variable.name)} "
+                f" ! {entry.variable.name}: its layer follows a flattened {list(shape)}, whose numbers "
+                f"PyTorch has in another order. Add --init_adapt='{re.escape(entry.variable.name)} "
                 f"flattened({list(shape)})', or ...'{re.escape(entry.variable.name)} as_is()' where the "
                 "PyTorch model flattens channels last."
             )
@@ -143,7 +111,7 @@ def _candidates(
     if kind is None:
         yield from (((text,), None) for text in dict.fromkeys((name, dotted)))
         return
-    if isinstance(variable.layer, _CELLS):
+    if isinstance(variable.layer, CELLS):
         yield from ((sources, kind.conversion) for sources in _recurrent(dotted, kind.words))
         return
     for text in dict.fromkeys((name, dotted)):
@@ -152,70 +120,11 @@ def _candidates(
     if isinstance(variable.layer, keras.layers.EinsumDense):
         yield from _attention(variable, dotted)
     # Only the variable's own last word stands for PyTorch's.
-    if dotted.rpartition(".")[2] == _last(variable):
+    if dotted.rpartition(".")[2] == last_word(variable):
         yield tuple(_dotted(dotted, word) for word in kind.words), kind.conversion
 
 
-def _last(variable: ModelVariable) -> str:
-    return variable.name.rpartition("/")[2]
-
-
-# Kinds of layers
-
-
-def _kind(variable: ModelVariable, name: str) -> Kind | None | str:
-    """How PyTorch stores the variable: None where it is not known, a text where it cannot be restored."""
-    layer, word = variable.layer, _last(variable)
-    if isinstance(layer, _CELLS):
-        return _cell(layer, word)
-    for classes, words in _WORDS:
-        if isinstance(layer, classes) and word in words:
-            return words[word]
-    if isinstance(layer, keras.layers.EinsumDense):
-        return _einsum(variable, layer, word)
-    if isinstance(layer, _DEPTHWISE) and word == "kernel":
-        return Kind(("weight",), Conversion("from PyTorch's grouped convolution", _one(_depthwise(variable))))
-    return Kind(("bias",)) if isinstance(layer, _DEPTHWISE) and word == "bias" else None
-
-
-def _depthwise(variable: ModelVariable) -> Callable[[np.ndarray], np.ndarray]:
-    channels, times = variable.shape[-2:]
-
-    def convert(array: np.ndarray) -> np.ndarray:
-        if array.ndim < 3 or array.shape[:2] != (channels * times, 1):
-            raise ValueError(f"{list(array.shape)} is not [{channels * times}, 1, ...]")
-        return array.reshape(channels, times, *array.shape[2:]).transpose(*range(2, array.ndim), 0, 1)
-
-    return convert
-
-
-def _einsum(variable: ModelVariable, layer: Any, word: str) -> Kind | None | str:
-    """A Linear over several axes, such as the heads of an attention."""
-    shape = variable.shape
-    if word == "bias":
-        return Kind(("bias",), Conversion("reshaped", _one(lambda array: array.reshape(shape))))
-    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
-    kernel, _, output = rest.partition("->")
-    contracted = [axis for axis in kernel if axis in inputs and axis not in output]
-    order = [axis for axis in inputs if axis in contracted] + [axis for axis in output if axis in kernel]
-    if word != "kernel" or list(kernel) != order:
-        return None
-
-    def convert(array: np.ndarray) -> np.ndarray:
-        return _matrix(array).reshape(shape)
-
-    return Kind(("weight",), Conversion("transposed and reshaped from PyTorch's layout", _one(convert)))
-
-
-def _matrix(array: np.ndarray) -> np.ndarray:
-    if array.ndim != 2:
-        raise ValueError(f"{list(array.shape)} is not [out, in]")
-    return array.T
-
-
-def _attention(
-    variable: ModelVariable, dotted: str
-) -> Iterator[tuple[tuple[str, ...], Conversion | None]]:
+def _attention(variable: ModelVariable, dotted: str) -> Iterator[tuple[tuple[str, ...], Conversion | None]]:
     """A projection of a MultiHeadAttention: packed with two others, or by PyTorch's name for it."""
     match = re.fullmatch(r"((?:.+\.)?)(query|key|value|output)_dense\.(kernel|bias)", dotted)
     if not match:
@@ -225,10 +134,10 @@ def _attention(
     end = "weight" if kernel else "bias"
 
     def whole(array: np.ndarray) -> np.ndarray:
-        return (_matrix(array) if kernel else array).reshape(shape)
+        return (matrix(array) if kernel else array).reshape(shape)
 
     if which == "output":
-        yield (f"{path}out_proj.{end}",), Conversion("from PyTorch's attention", _one(whole))
+        yield (f"{path}out_proj.{end}",), Conversion("from PyTorch's attention", one(whole))
         return
     part = ("query", "key", "value").index(which)
 
@@ -238,59 +147,21 @@ def _attention(
         return whole(np.split(array, 3)[part])
 
     text = f"the {which} of PyTorch's packed attention"
-    yield (f"{path}in_proj_{end}",), Conversion(text, _one(packed))
-    yield (f"{path}{which[0]}_proj_{end}",), Conversion("from PyTorch's attention", _one(whole))
-
-
-_Cell = keras.layers.LSTMCell | keras.layers.GRUCell | keras.layers.SimpleRNNCell
-_CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
-_BOTH = ("bias_ih", "bias_hh")
-
-
-def _cell(cell: Any, word: str) -> Kind | None | str:
-    """A recurrent cell: gates of an LSTM lie alike in both, a GRU's update and reset gate change places."""
-    gru = isinstance(cell, keras.layers.GRUCell)
-    if gru and not cell.reset_after:
-        return (
-            "PyTorch's GRU applies the reset gate after the product. Build the layer with reset_after=True; "
-            "there are no weights that make the other kind equal."
-        )
-
-    def gates(array: np.ndarray) -> np.ndarray:
-        if not gru:
-            return array
-        if array.shape[0] % 3:
-            raise ValueError(f"{list(array.shape)} does not hold three gates")
-        reset, update, new = np.split(array, 3)
-        return np.concatenate([update, reset, new])
-
-    if word in ("kernel", "recurrent_kernel"):
-        text = "transposed, gates in Keras's order" if gru else "transposed from PyTorch's layout"
-        made = Conversion(text, _one(lambda array: _matrix(gates(array))))
-        return Kind(("weight_ih" if word == "kernel" else "weight_hh",), made)
-    if word != "bias":
-        return None
-    if gru:
-        return Kind(_BOTH, Conversion("both biases, gates in Keras's order", lambda b: np.stack(list(map(gates, b)))))
-    return Kind(_BOTH, Conversion("both biases summed", _summed))
-
-
-def _summed(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum in float64, at the width that is stored."""
-    return np.sum([array.astype(np.float64) for array in arrays], axis=0).astype(arrays[0].dtype)
+    yield (f"{path}in_proj_{end}",), Conversion(text, one(packed))
+    yield (f"{path}{which[0]}_proj_{end}",), Conversion("from PyTorch's attention", one(whole))
 
 
 def _recurrent(dotted: str, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Names of a recurrent layer's arrays: `path.weight_ih_l0`, `..._l0_reverse`, or of a bare cell."""
     if match := re.fullmatch(r"((?:.+\.)?)(?:weight|bias)_[ih]h((?:_l\d+(?:_reverse)?)?)", dotted):
-        path, ends = match[1], (match[2],)
+        path, ends = match[1], [match[2]]
     else:
         path, _ = _without(dotted.rpartition(".")[0], "cell")
         path, _ = _without(path, "forward_layer")
         path, backwards = _without(path, "backward_layer")
         back = "_reverse" if backwards else ""
         numbered = re.fullmatch(r"(.*?)(_l\d+)(_reverse)?", path)
-        ends = (f"_l0{back}", back) if not numbered else (f"{numbered[2]}{numbered[3] or back}",)
+        ends = [f"{numbered[2]}{numbered[3] or back}"] if numbered else [f"_l0{back}", back]
         path = numbered[1] if numbered else path
         path += "." if path else ""
     for end in ends:
@@ -304,21 +175,6 @@ def _without(path: str, last: str) -> tuple[str, bool]:
 
 
 _L = keras.layers
-_BIAS = {"bias": Kind(("bias",))}
-_LINEAR = {"kernel": Kind(("weight",), Conversion("transposed from PyTorch's layout", _one(_matrix))), **_BIAS}
-_CONVOLUTION = {"kernel": Kind(("weight",), _TRANSPOSED), **_BIAS}
-_NORM = {"gamma": Kind(("weight",)), "beta": Kind(("bias",))}
-_STATISTICS = {"moving_mean": Kind(("running_mean",)), "moving_variance": Kind(("running_var",))}
-_DEPTHWISE = (_L.DepthwiseConv1D, _L.DepthwiseConv2D)
-_WORDS: tuple[tuple[Any, Mapping[str, Kind]], ...] = (
-    (_L.Dense, _LINEAR),
-    ((_L.Conv1D, _L.Conv2D, _L.Conv3D), _CONVOLUTION),
-    ((_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose), _CONVOLUTION),
-    (_L.BatchNormalization, _NORM | _STATISTICS),
-    ((_L.LayerNormalization, _L.GroupNormalization), _NORM),
-    (_L.RMSNormalization, {"scale": Kind(("weight",))}),
-    (_L.Embedding, {"embeddings": Kind(("weight",))}),
-)
 
 
 # Flattened images
@@ -330,7 +186,7 @@ def _before_flatten(layer: Any) -> tuple[int, ...] | None:
     """The shape that is flattened before the layer, where its order matters: [..., channels]."""
     for _ in range(100):
         nodes = getattr(layer, "_inbound_nodes", ())
-        before = nodes[0].parent_nodes if nodes else ()
+        before = list(nodes[0].parent_nodes) if nodes else []
         if len(before) != 1:
             return None
         layer = before[0].operation

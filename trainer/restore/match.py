@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError, listing, near
@@ -61,9 +60,7 @@ class Matched:
         return {e.variable.name: f"{e.source} ({self.source.kind})" for e in self.entries if e.source}
 
 
-def match(
-    variables: Sequence[ModelVariable], source: Source, rules: Rules, model: Any = None
-) -> Matched:
+def match(variables: Sequence[ModelVariable], source: Source, rules: Rules, model: Any = None) -> Matched:
     """Which weight each variable starts from. Reads no weights and raises nothing: see `problems`.
 
     Args:
@@ -236,7 +233,9 @@ def _raise(source: Source, problems: Sequence[str]) -> None:
         ]
         raise UserError(
             f"{source.flag}={source.path} ({source.kind}) does not fit the model; nothing was assigned. "
-            "( - the model's, + the source's, ! wrong)\n" + "\n".join(lines) + "\n--mode=inspect proposes rules."
+            "( - the model's, + the source's, ! wrong)\n"
+            + "\n".join(lines)
+            + "\n--mode=inspect proposes rules."
         )
 
 

@@ -26,13 +26,16 @@ class Values(Mapping[str, np.ndarray]):
         self._stored: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        """The array, read now."""
         entry = self._entries[name]
         return _fitted(entry, [self._source.read(part) for part in entry.sources])
 
     def __iter__(self) -> Iterator[str]:
+        """Names in the model's order."""
         return iter(self._entries)
 
     def __len__(self) -> int:
+        """How many variables are restored."""
         return len(self._entries)
 
     def check(self, entry: Entry, fits: bool) -> None:
@@ -67,7 +70,7 @@ def checksum(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         # As bytes: the 16-bit and 8-bit floats of ml_dtypes have no buffer of their own.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
     return digest.hexdigest()
 
 
@@ -103,7 +106,7 @@ def _fitted(entry: Entry, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _not_finite(array: np.ndarray) -> int:
-    # ml_dtypes' floats have kind V or f; isfinite knows them all. In pieces, so that no mask of the whole is made.
+    # ml_dtypes' floats have kind V or f; isfinite knows them all. In pieces: no mask of the whole is made.
     if array.dtype.kind not in "fcV":
         return 0
     flat = array.reshape(-1)
