@@ -45,7 +45,7 @@ def positions(writer: ModuleType, seed: int, folder: Path) -> list[str]:
 
 
 def names(writer: ModuleType, seed: int, folder: Path) -> list[str]:
-    """As `positions`, of a legacy `.h5` file with Keras's `by_name=True`, which passes over what is missing."""
+    """As `positions`, of a legacy `.h5` and Keras's `by_name=True`, which passes over what is missing."""
     path = folder / f"{writer.__name__}-{seed}.h5"
     made = make(writer, seed)
     if writer is keras:

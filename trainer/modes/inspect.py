@@ -1,6 +1,7 @@
 """`--mode=inspect`: what is in a file of weights and, with a model, which rules would make it fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from trainer.flags.config import Config
 from trainer.readers import Source, open_source
 from trainer.report.screen import Reporter
 from trainer.restore.match import match
-from trainer.restore.propose import propose
+from trainer.restore.propose import Proposal, propose
 from trainer.restore.rules import Rules, of
 
 
@@ -31,6 +32,10 @@ def run(config: Config) -> int:
     reporter.note(f"{len(source.specs)} weights, {total:,} bytes.")
     if source.ignored:
         reporter.note(f"Never taken (optimizer state, counters, random state): {listing(source.ignored)}.")
+    if source.torch and not config.init_layout:
+        reporter.note("Its names look like PyTorch's: to restore from it, say --init_layout=torch.")
+    if source.positional:
+        reporter.note("It stores positions, not names: a folder's name is a class and a count.")
     if config.model:
         _fit(config, source, rules, reporter)
     reporter.close()
@@ -67,14 +72,43 @@ def _fit(config: Config, source: Source, rules: Rules, reporter: Reporter) -> No
             f"It fits --model={config.model} under the --init_* rules as they are given: "
             f"{len(matched.starts())} of {len(variables)} variables are restored."
         )
+        if matched.leftover:
+            reporter.note(f"Left over in the file, as Keras leaves it: {listing(matched.leftover)}.")
+        _write(config, ())
         return
-    proposal = propose(variables, source)
+    proposal = propose(variables, source, config.init_layout, built.model)
     reporter.note(
-        f"It does not fit --model={config.model} as it is. PROPOSED, by names, shapes and order alone (read "
-        "them before you believe them); for a flagfile:"
+        f"It does not fit --model={config.model} as it is. PROPOSED, {proposal.how} (read the lines "
+        "before you believe them); for a flagfile:"
     )
     reporter.note("\n".join(proposal.lines))
+    _trust(proposal, reporter)
+    _write(config, proposal.lines)
+
+
+def _trust(proposal: Proposal, reporter: Reporter) -> None:
+    """Says how sure the proposal is: only what names or shapes leave no choice in is called checked."""
     if proposal.problems:
         reporter.warn("These lines leave open:\n" + "\n".join(proposal.problems))
-    else:
-        reporter.note("Checked: with these lines, and no other --init_* rules, it fits.")
+    if proposal.ambiguous:
+        reporter.warn(
+            "AMBIGUOUS, layers of equal shapes could be exchanged:\n" + "\n".join(proposal.ambiguous)
+        )
+    if proposal.proven:
+        reporter.note("Checked: with these lines, and no other --init_* rules, it fits, and in no other way.")
+    elif not proposal.problems:
+        reporter.note(
+            "With these lines, and no other --init_* rules, it fits; whether in the right way is open."
+        )
+
+
+def _write(config: Config, lines: Sequence[str]) -> None:
+    """Writes the proposal as a flagfile, where `--propose_out` names one; empty where no rule is needed."""
+    if not config.propose_out:
+        return
+    try:
+        Path(config.propose_out).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--propose_out={config.propose_out}: cannot be written: {error.strerror}."
+        ) from error

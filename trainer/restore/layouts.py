@@ -72,21 +72,30 @@ def from_torch(
 
 
 def flattened(model: Any, entries: Sequence["Entry"], layout: str) -> Iterator[str]:
-    """Kernels behind a flattened image: PyTorch flattens [channels, ...], Keras [..., channels].
+    """The problems of kernels behind a flattened image that no `--init_adapt` speaks of."""
+    open_ = {e.variable.name for e in entries if layout == "torch" and e.sources and not e.adapt}
+    for variable, shape in flat_kernels(model, [e.variable for e in entries if e.variable.name in open_]):
+        name = re.escape(variable.name)
+        yield (
+            f" ! {variable.name}: its layer follows a flattened {list(shape)}, whose numbers PyTorch has in "
+            f"another order. Add --init_adapt='{name} flattened({list(shape)})', or '{name} as_is()' where "
+            "the PyTorch model flattens channels last."
+        )
+
+
+def flat_kernels(
+    model: Any, variables: Sequence[ModelVariable]
+) -> Iterator[tuple[ModelVariable, tuple[int, ...]]]:
+    """(kernel, shape of the image) where an image is flattened: PyTorch puts channels first, Keras last.
 
     Seen in functional and sequential models only.
     """
-    for entry in entries if layout == "torch" and isinstance(model, keras.Model) else ():
-        layer = entry.variable.layer
-        kernel = isinstance(layer, keras.layers.Dense) and entry.variable.keras is layer._kernel
-        shape = _before_flatten(layer) if kernel and entry.sources and not entry.adapt else None
-        if shape:
-            yield (
-                f" ! {entry.variable.name}: its layer follows a flattened {list(shape)}, whose numbers "
-                f"PyTorch has in another order. Add --init_adapt='{re.escape(entry.variable.name)} "
-                f"flattened({list(shape)})', or ...'{re.escape(entry.variable.name)} as_is()' where the "
-                "PyTorch model flattens channels last."
-            )
+    for variable in variables if isinstance(model, keras.Model) else ():
+        layer = variable.layer
+        if isinstance(layer, keras.layers.Dense) and variable.keras is layer._kernel:
+            shape = _before_flatten(layer)
+            if shape:
+                yield variable, shape
 
 
 def _unknown(variable: ModelVariable) -> str:

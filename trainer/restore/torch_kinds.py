@@ -1,10 +1,11 @@
 """How PyTorch stores the variables of each kind of layer, and what makes Keras's arrays of them.
 
 Linear [out, in]; convolutions [out, in, ...], transposed ones [in, out, ...], depthwise ones as grouped
-[channels * multiplier, 1, ...]; recurrent layers [gates * units, in] with two biases. PyTorch's documentation of
-`torch.nn` states each shape and, for LSTM and GRU, the order of the gates.
+[channels * multiplier, 1, ...]; recurrent layers [gates * units, in] with two biases. PyTorch's
+documentation of `torch.nn` states each shape and, for LSTM and GRU, the order of the gates.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,29 @@ def kind_of(variable: ModelVariable) -> Kind | str | None:
     return Kind(("bias",)) if isinstance(layer, _DEPTHWISE) and word == "bias" else None
 
 
+def stored_shape(variable: ModelVariable) -> tuple[int, ...]:
+    """The shape of PyTorch's array, of each where there are two; the variable's where it is unknown."""
+    layer, word, shape = variable.layer, last_word(variable), variable.shape
+    if isinstance(layer, keras.layers.EinsumDense):
+        if word == "bias":
+            return (math.prod(shape),)
+        _, kernel, output = _subscripts(layer)
+        inner = math.prod(n for n, axis in zip(shape, kernel, strict=True) if axis not in output)
+        return (math.prod(shape) // inner, inner)
+    if isinstance(layer, _DEPTHWISE) and word == "kernel":
+        return (shape[-2] * shape[-1], 1, *shape[:-2])
+    if word in ("kernel", "recurrent_kernel") and kind_of(variable) and len(shape) > 1:
+        return (shape[-1], shape[-2], *shape[:-2])
+    return shape[-1:] if isinstance(layer, CELLS) and word == "bias" else shape
+
+
+def _subscripts(layer: Any) -> tuple[str, str, str]:
+    """Input, kernel and output of an EinsumDense's equation."""
+    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
+    kernel, _, output = rest.partition("->")
+    return inputs, kernel, output
+
+
 def _depthwise(variable: ModelVariable) -> Callable[[np.ndarray], np.ndarray]:
     channels, times = variable.shape[-2:]
 
@@ -84,8 +108,7 @@ def _einsum(variable: ModelVariable, layer: Any, word: str) -> Kind | str | None
     shape = variable.shape
     if word == "bias":
         return Kind(("bias",), Conversion("reshaped", one(lambda array: array.reshape(shape))))
-    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
-    kernel, _, output = rest.partition("->")
+    inputs, kernel, output = _subscripts(layer)
     contracted = [axis for axis in kernel if axis in inputs and axis not in output]
     order = [axis for axis in inputs if axis in contracted] + [axis for axis in output if axis in kernel]
     if word != "kernel" or list(kernel) != order:
