@@ -130,10 +130,8 @@ def transpose(*axes: int) -> Adapter:
 
     def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
         order = axes or tuple(reversed(range(source.ndim)))
-        if sorted(axis % source.ndim for axis in order if -source.ndim <= axis) != list(range(source.ndim)):
-            raise ValueError(
-                f"the axes {list(order)} are not those of a source of shape {list(source.shape)}"
-            )
+        if sorted(_axis(axis, source) for axis in order) != list(range(source.ndim)):
+            raise ValueError(f"{list(order)} are not the axes of a source of shape {list(source.shape)}")
         return source.transpose(order)
 
     return adapter

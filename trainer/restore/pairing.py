@@ -1,11 +1,14 @@
 """Which layer of a source is which layer of a model, by names where they tell and by the order of shapes."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainer.restore.sides import Layer
+
+_MOST = 400  # layers of one kind are compared pair by pair
 
 
 @dataclass
@@ -22,7 +25,8 @@ def pair(ours: Sequence[Layer], theirs: Sequence[Layer], names_count: bool, orde
     1. Equal names, if no layer of an equal name has other shapes: the names are the model's own.
     2. Names that differ by what stands before them (`trunk/conv` and `conv`), if most agree on it.
     3. The same shapes one after another on both sides: that order.
-    4. What is left: the longest stretches of layers with the same shapes, in order.
+    4. What is left: the longest stretches of layers with the same shapes, in order; where the source has no
+       order, equal shapes whose names have the most words and numbers in common.
 
     Args:
       ours: layers of the model.
@@ -44,8 +48,10 @@ def pair(ours: Sequence[Layer], theirs: Sequence[Layer], names_count: bool, orde
         pairs.proven |= set(found)
     if not pairs.of and whole:
         pairs.of = dict(enumerate(order))
-    else:
+    elif order_counts:
         _stretches(pairs, ours, theirs, order)
+    else:
+        _alike(pairs, ours, theirs, order)
     _siblings(pairs, ours, theirs)
     return pairs
 
@@ -150,6 +156,43 @@ def _stretches(pairs: Pairs, ours: Sequence[Layer], theirs: Sequence[Layer], ord
                 used.add(fitting[0])
 
 
+def _alike(pairs: Pairs, ours: Sequence[Layer], theirs: Sequence[Layer], order: Sequence[int]) -> None:
+    """Pairs the rest by words in their names, within equal shapes, the most alike first."""
+    used = set(pairs.of.values())
+    groups: dict[object, tuple[list[int], list[int]]] = {}
+    for i, layer in enumerate(ours):
+        if i not in pairs.of:
+            groups.setdefault(layer.kind, ([], []))[0].append(i)
+    for j in order:
+        if j not in used and theirs[j].kind in groups:
+            groups[theirs[j].kind][1].append(j)
+    for mine, others in groups.values():
+        if max(len(mine), len(others)) > _MOST:
+            pairs.of |= dict(zip(mine, others, strict=False))
+            continue
+        words = {j: _words(theirs[j].path) for j in others}
+        scored = sorted(
+            (-_likeness(_words(ours[i].path), words[j]), abs(a / len(mine) - b / len(others)), i, j)
+            for a, i in enumerate(mine)
+            for b, j in enumerate(others)
+        )
+        for _, _, i, j in scored:
+            if i not in pairs.of and j not in used:
+                pairs.of[i] = j
+                used.add(j)
+
+
+def _words(path: str) -> frozenset[str]:
+    """`encoder/layer/0/LayerNorm` as encoder, layer, 0, norm."""
+    return frozenset(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", path))
+
+
+def _likeness(a: frozenset[str], b: frozenset[str]) -> float:
+    """The share of words in common, less one where the numbers differ."""
+    numbers = {w for w in a if w.isdecimal()} != {w for w in b if w.isdecimal()}
+    return len(a & b) / max(len(a | b), 1) - numbers
+
+
 def _siblings(pairs: Pairs, ours: Sequence[Layer], theirs: Sequence[Layer]) -> None:
     """Equal layers side by side on both sides go by their last names, where these are the same set."""
     groups: dict[tuple[str, str, tuple[tuple[int, ...], ...]], list[int]] = {}
@@ -167,5 +210,5 @@ def _siblings(pairs: Pairs, ours: Sequence[Layer], theirs: Sequence[Layer]) -> N
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
     """A key that sorts conv2 before conv10."""
-    pieces = "".join(c if c.isdecimal() else " " + c + " " for c in path).split()
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
+    pieces = re.split(r"(\d+)", path)
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]

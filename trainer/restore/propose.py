@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import tensorflow as tf
@@ -58,7 +59,9 @@ def propose(
     """
     layout = layout or ("torch" if source.torch else "")
     ours, theirs = sides.apart(sides.of_model(variables, layout), sides.of_source(source, layout))
-    alphabetical = source.kind.startswith(("TF1", "checkpoint of this program"))
+    # Some writers sort (each shard by itself): then the order is not that of a model.
+    falls = sum(before > after for before, after in pairwise(source.specs))
+    alphabetical = 10 * falls <= len(source.specs)
     pairs = _keras(ours, theirs, variables, source, model)
     if pairs is None:
         pairs = pair(ours, theirs, not source.positional, not alphabetical)

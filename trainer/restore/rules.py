@@ -148,6 +148,9 @@ def _adapt(text: str) -> Adapt:
     if len(columns) < 2:
         raise UserError(f"{flag}: write PATTERN METHOD(...), such as conv1/kernel sum_channels().")
     pattern = _pattern(columns[0], "--init_adapt")
+    # In names of the source a backslash is that of a group, not of a literal.
+    named = columns[1].partition("(")[0] in methods.COMBINERS
+    columns[1] = columns[1].replace("\\", "\\\\") if named else columns[1]
     calls = [parse_call(column, flag) for column in columns[1:]]
     sources: tuple[str, ...] = ()
     first = None
@@ -163,7 +166,7 @@ def _adapt(text: str) -> Adapt:
             every = [*methods.METHODS, *methods.COMBINERS]
             raise UserError(f"{flag}: there is no method {call.name}. {near(call.name, every)}")
         steps.append(_made(call, methods.METHODS[call.name], flag))
-    return Adapt(pattern, tuple(steps), flag, " ".join(columns[1:]), sources, first)
+    return Adapt(pattern, tuple(steps), flag, " ".join(text.split()[1:]), sources, first)
 
 
 def _sources(call: Call, pattern: re.Pattern[str], flag: str) -> tuple[str, ...]:
