@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import save_file
 
+from tests.support import fuzz as damage
 from trainer.checkpoints import checkpoint
 from trainer.errors import UserError
 from trainer.readers import hdf5, keras_names, npz, open_source
@@ -520,42 +520,8 @@ def test_fuzz_h5(files, tmp_path, monkeypatch, name, times):
 
 
 def fuzz(files, tmp_path, name, times):
-    """Cut short, flipped bits, overwritten runs: a UserError or arrays as announced, nothing else."""
-    rng = np.random.default_rng(7)
     originals = {p.name: p.read_bytes() for p in files.iterdir() if p.name.startswith(name)}
-    ends = time.monotonic() + 15
-    refused = 0
-    for trial in range(times):
-        at = tmp_path / str(trial)
-        at.mkdir()
-        victim = sorted(originals)[rng.integers(len(originals))]
-        for other, content in originals.items():
-            (at / other).write_bytes(spoilt(content, rng) if other == victim else content)
-        try:
-            source = open_source(str(at / name))
-            for weight, spec in source.specs.items():
-                assert source.read(weight).shape == spec.shape
-        except UserError:
-            refused += 1
-        shutil.rmtree(at)
-        if time.monotonic() > ends:
-            break
-    assert refused
-
-
-def spoilt(content, rng):
-    data = bytearray(content)
-    kind = rng.integers(4)
-    place = int(rng.integers(len(data) if kind != 3 else min(len(data), 4096)))
-    if kind == 0:
-        return bytes(data[:place])
-    if kind == 1:
-        for bit in rng.integers(8 * len(data), size=rng.integers(1, 8)):
-            data[bit // 8] ^= 1 << int(bit % 8)
-    else:
-        length = int(rng.integers(1, 16))
-        data[place : place + length] = rng.bytes(len(data[place : place + length]))
-    return bytes(data)
+    damage.fuzz(originals, name, tmp_path, times)
 
 
 def crc32c(data):

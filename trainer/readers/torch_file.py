@@ -176,7 +176,7 @@ def _read(place: Path, member: str, start: int, tensor: Tensor, order: str) -> n
             flat = part.view(dtype)
     strides = tuple(step * dtype.itemsize for step in tensor.stride)
     array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
-    array = np.ascontiguousarray(array)
+    array = np.ascontiguousarray(array).reshape(tensor.shape)  # which makes [1] of []
     return array.byteswap() if order == "big" else array
 
 
