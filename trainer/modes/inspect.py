@@ -1,10 +1,7 @@
 """`--mode=inspect`: what is in a file of weights and, with a model, which rules would make it fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
@@ -13,6 +10,7 @@ from trainer.report.screen import Reporter
 from trainer.restore.match import match
 from trainer.restore.propose import Proposal, propose
 from trainer.restore.rules import Rules, of
+from trainer.restore.weights import COLUMNS, Inspection
 
 
 def run(config: Config) -> int:
@@ -26,8 +24,8 @@ def run(config: Config) -> int:
     rules = of(config)
     source = open_source(config.init_from, config.init_weights)
     reporter = Reporter(None, 0, 1)
-    title = f"{source.path}: {source.kind}"
-    reporter.table(title, ("name", "shape", "dtype", "mean", "std", "min", "max"), list(_rows(source)))
+    rows = [(r[0], "x".join(map(str, r[1])) or "scalar", *r[2:]) for r in Inspection(source).rows]
+    reporter.table(f"{source.path}: {source.kind}", COLUMNS, rows)
     total = sum(spec.bytes for spec in source.specs.values())
     reporter.note(f"{len(source.specs)} weights, {total:,} bytes.")
     if source.ignored:
@@ -40,24 +38,6 @@ def run(config: Config) -> int:
         _fit(config, source, rules, reporter)
     reporter.close()
     return 0
-
-
-def _rows(source: Source) -> Iterator[tuple[Any, ...]]:
-    for name, spec in source.specs.items():
-        array = source.read(name)
-        shape = "x".join(map(str, spec.shape)) or "scalar"
-        yield (name, shape, spec.dtype, *_statistics(array))
-
-
-def _statistics(array: np.ndarray) -> tuple[Any, ...]:
-    """Mean, standard deviation, least and greatest value, in float64."""
-    if not array.size:
-        return ("-",) * 4
-    wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    if wide.dtype.kind == "c":
-        wide = np.abs(wide)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return tuple(float(value) for value in (wide.mean(), wide.std(), wide.min(), wide.max()))
 
 
 def _fit(config: Config, source: Source, rules: Rules, reporter: Reporter) -> None:

@@ -235,8 +235,13 @@ def _raise(source: Source, problems: Sequence[str]) -> None:
             f"{source.flag}={source.path} ({source.kind}) does not fit the model; nothing was assigned. "
             "( - the model's, + the source's, ! wrong)\n"
             + "\n".join(lines)
-            + "\n--mode=inspect proposes rules."
+            + f"\n{_advice(source)} proposes rules."
         )
+
+
+def _advice(source: Source) -> str:
+    """Who proposes rules: the mode of a run, or the function of one's own code."""
+    return "--mode=inspect" if source.flag.startswith("--") else "trainer.inspect_weights(path, model)"
 
 
 def _more(kind: str, count: int) -> list[str]:

@@ -67,6 +67,22 @@ def describe(
     return columns, rows
 
 
+def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
+    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`."""
+    depth = max((row[0].count("/") for row in rows), default=0)
+    folded = [list(row) for row in rows]
+    while len(folded) > most and depth > 0:
+        groups: dict[tuple[str, str], list[Sequence[str]]] = {}
+        for row in rows:
+            groups.setdefault(("/".join(row[0].split("/")[:depth]), row[3]), []).append(row)
+        folded = [
+            list(group[0]) if len(group) == 1 else [f"{front}/*", f"{len(group)} variables", "", rule, "", ""]
+            for (front, rule), group in groups.items()
+        ]
+        depth -= 1
+    return folded
+
+
 def _receipt(
     strategy: tf.distribute.Strategy,
     matched: Matched,
