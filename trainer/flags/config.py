@@ -22,16 +22,18 @@ MODES = (
 # Flags that only these modes heed.
 _MODES_OF = {
     "plan_out": ("plan",),
+    "propose_out": ("inspect",),
     "export_to": ("export",),
     "checkpoint": ("evaluate", "export"),
     "weights": ("evaluate", "export"),
     "verify_steps": ("verify_resume", "verify_distribution"),
     "accept_plan_change": ("train", "plan"),
 }
-_INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt")
+_INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt", "init_layout")
 # Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).
 _OF_NO_USE = (
     *((name, "init_from", "", "Give --init_from=PATH") for name in (*_INIT_RULES, "init_weights")),
+    ("propose_out", "model", "", "Give the --model that the file is to fit"),
     ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
     ("eval_every", "eval_split", "none", "Name an --eval_split"),
 )
@@ -136,6 +138,7 @@ class Config:
     init_cast: bool = _flag(_FROM, False, "Let a restored value change its float width.")
     init_weights: str = _flag(_FROM, "raw", "Which weights of the source.", ("raw", "ema"))
     init_adapt: Sequence[str] = _flag(_FROM, [], "PATTERN METHOD(...): change a value's shape; repeats.")
+    init_layout: str = _flag(_FROM, "", "Whose layout the source's arrays have.", ("", "keras", "torch"))
     workdir: str = _flag(_LEFT, "", "Directory of the run: checkpoints, metrics, plan, event files.")
     keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
     keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`.")
@@ -143,6 +146,7 @@ class Config:
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
     checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
     weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
+    propose_out: str = _flag(_MORE, "", "Flagfile that --mode=inspect writes its proposal to.")
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
     verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 

@@ -9,6 +9,8 @@ The format is recognised by what the file holds. Each format is a file of this p
 | TF1 name-based, V2 format | as stored, see `tf_checkpoint.py` |
 | Keras `.weights.h5`, `.keras`, legacy `.h5` | layer and variable names, see `keras_h5.py` |
 | `.safetensors`, `.npz` | as stored |
+| PyTorch `.pt`, `.pth`, `.bin` (zip) | as stored, see `torch_file.py` |
+| an `index.json` of shards of these | as stored, see `sharded.py` |
 
 Imports checkpoints.
 """
@@ -17,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 from trainer.errors import UserError, near
-from trainer.readers import keras_h5, npz, safetensors_file, tf_checkpoint, tf_index
+from trainer.readers import keras_h5, npz, safetensors_file, sharded, tf_checkpoint, tf_index, torch_file
 from trainer.readers.source import Source, Spec, damaged, refuse
 
 __all__ = ["Source", "Spec", "open_source"]
@@ -71,6 +73,8 @@ def _open(place: Path, path: str, weights: str, flag: str) -> Source:
         return _open_zip(place, path, flag)
     if safetensors_file.looks_like(head):
         return safetensors_file.open_safetensors(place, path, flag)
+    if sharded.looks_like(place, head):
+        return sharded.open_sharded(place, path, flag, lambda shard: _open(shard, str(shard), weights, flag))
     raise refuse(flag, path, _why_not(place, head, tail))
 
 
@@ -82,17 +86,19 @@ def _open_zip(place: Path, path: str, flag: str) -> Source:
     if names and all(name.endswith(".npy") for name in names):
         return npz.open_npz(place, path, flag)
     if any(name.endswith(".pkl") for name in names):
-        raise refuse(flag, path, _PICKLE)
+        return torch_file.open_torch(place, path, flag)
     raise refuse(
         flag,
         path,
-        "is a zip archive, but neither a .keras file (no model.weights.h5 in it) nor an .npz file.",
+        "is a zip archive, but neither a .keras file (no model.weights.h5 in it) nor an .npz file nor one of "
+        "PyTorch's (no data.pkl in it).",
     )
 
 
 _PICKLE = (
-    "is a pickle (PyTorch's .pt, .pth and .bin are), and reading one runs whatever code it holds. "
-    "Save the weights as .safetensors or .npz where the file comes from."
+    "is a bare pickle (as PyTorch before 1.6 wrote them), and reading one runs whatever code it holds. "
+    "Load it once where it comes from and save it with torch.save(model.state_dict(), path) of a later "
+    "PyTorch, or as .safetensors."
 )
 
 
@@ -113,7 +119,7 @@ def _why_not(place: Path, head: bytes, tail: bytes) -> str:
     return (
         "is not a file of weights that is known here, or its beginning is damaged. Known are: "
         "checkpoints of this program and of TensorFlow, SavedModel directories, Keras .weights.h5, "
-        ".keras and .h5, .safetensors, .npz."
+        ".keras and .h5, .safetensors, .npz, PyTorch's .pt, .pth and .bin, and the index.json of shards."
     )
 
 

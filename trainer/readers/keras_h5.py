@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from trainer.readers import keras_names
 from trainer.readers.hdf5 import Layout, open_hdf5
 from trainer.readers.keras_names import Layer
 from trainer.readers.npz import check_member
-from trainer.readers.source import Source, Spec, damaged, is_state, refuse, unique
+from trainer.readers.source import KerasFile, Source, Spec, damaged, is_state, refuse, unique
 
 WEIGHTS = "model.weights.h5"
 _LISTS = ("layers", "_layer_checkpoint_dependencies")
@@ -59,7 +60,7 @@ def open_keras(place: Path, path: str, flag: str) -> Source:
     def fetch(name: str, _keep: object = file) -> np.ndarray:
         return source.read(name)
 
-    return Source("Keras .keras file", path, source.specs, source.ignored, flag, fetch)
+    return replace(source, kind="Keras .keras file", fetch=fetch)
 
 
 def open_h5(file: Path, path: str, flag: str, layers: dict[str, Layer] | None = None) -> Source:
@@ -93,7 +94,8 @@ def open_h5(file: Path, path: str, flag: str, layers: dict[str, Layer] | None = 
 
     kept = {name: specs[raw] for name, raw in names.items()}
     kind = "legacy Keras .h5" if h5.legacy else "Keras .weights.h5"
-    return Source(kind, path, kept, state, flag, fetch)
+    laid = KerasFile(names, specs, frozenset(h5.groups), h5.layers, h5.legacy or bool(layers))
+    return Source(kind, path, kept, state, flag, fetch, laid)
 
 
 def _is_state(raw: str, spec: Spec, legacy: bool) -> bool:
@@ -104,9 +106,10 @@ def _is_state(raw: str, spec: Spec, legacy: bool) -> bool:
 
 
 def _legacy(h5: Layout) -> list[tuple[str, str]]:
-    """(name, path) in a legacy file."""
+    """(name, path) in a legacy file, in the order that it states."""
     pairs = []
-    for raw in h5.datasets:
+    stated = [raw for _, paths in h5.layers for raw in paths if raw in h5.datasets]
+    for raw in dict.fromkeys([*stated, *h5.datasets]):
         parts = raw.removeprefix("model_weights/").split("/")
         parts[-1] = parts[-1].removesuffix(":0")
         layer, rest = parts[0], parts[1:]

@@ -6,7 +6,7 @@ from typing import IO
 
 import numpy as np
 
-from trainer.readers.source import Source, Spec, damaged, refuse, split_state
+from trainer.readers.source import Source, Spec, damaged, looks_like_torch, refuse, split_state
 
 # Deflate cannot pack tighter than about 1 : 1032; honest weights are far from 1 : 50.
 _RATIO, _FREE = 50, 1 << 28
@@ -48,7 +48,7 @@ def open_npz(place: Path, path: str, flag: str) -> Source:
         with zipfile.ZipFile(place) as archive, archive.open(found[name][0]) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
-    return Source("NumPy .npz", path, specs, ignored, flag, fetch)
+    return Source("NumPy .npz", path, specs, ignored, flag, fetch, torch=looks_like_torch(found))
 
 
 def check_member(member: zipfile.ZipInfo, path: str, flag: str) -> None:

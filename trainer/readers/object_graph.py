@@ -163,9 +163,14 @@ def _layer_names(leaves: list[_Leaf]) -> dict[int, str]:
     agreed: dict[int, set[str]] = {}
     for leaf in leaves:
         parts = leaf.full_name.split("/")
-        for position, step in enumerate(leaf.way):
-            if isinstance(step, int):
-                from_end = len(leaf.way) - position
-                name = parts[-from_end] if from_end <= len(parts) else ""
-                agreed.setdefault(step, set()).add(name)
+        numbered = [position for position, step in enumerate(leaf.way) if isinstance(step, int)]
+        for position in numbered:
+            from_end = len(leaf.way) - position
+            name = parts[-from_end] if from_end <= len(parts) else ""
+            if not name and position == numbered[-1] and len(parts) > 1:
+                # A cell or the like inside that the stored name leaves out: `lstm/kernel` at `cell/kernel`.
+                name = parts[0]
+            step = leaf.way[position]
+            assert isinstance(step, int)
+            agreed.setdefault(step, set()).add(name)
     return {node: next(iter(found)) if len(found) == 1 else "" for node, found in agreed.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.errors import UserError
-from trainer.readers.source import Source, Spec, damaged, refuse, split_state
+from trainer.readers.source import Source, Spec, damaged, looks_like_torch, refuse, split_state
 
 _DTYPES = {
     "F64": "float64",
@@ -57,8 +57,10 @@ def open_safetensors(place: Path, path: str, flag: str) -> Source:
     except Exception as error:
         raise damaged(flag, path, error) from error
     kept, ignored = split_state(specs)
+    # Hugging Face's writers state the format.
+    torch = looks_like_torch(specs) or (file.metadata() or {}).get("format") == "pt"
 
     def fetch(name: str) -> np.ndarray:
         return file.get_tensor(name)
 
-    return Source("safetensors file", path, kept, ignored, flag, fetch)
+    return Source("safetensors file", path, kept, ignored, flag, fetch, torch=torch)

@@ -1,18 +1,20 @@
 """Assigning restored values on every replica, and the proof: `restore.json` and its table."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
-from trainer.restore.match import Entry, Matched
+from trainer.restore.decide import Entry
+from trainer.restore.match import Matched
+from trainer.restore.values import Values, checksum
 
 
 def assign(
@@ -28,15 +30,25 @@ def assign(
       RuntimeError: a live value is not what was assigned, or changed without being asked to.
     """
     before = {e.variable.name: _copies(strategy, e.variable) for e in matched.entries}
+    wanted: dict[str, str] = {}
     for entry in matched.entries:
-        if entry.source is not None:
+        if entry.sources:
+            name = entry.variable.name
+            array = arrays[name]
             for copy in strategy.experimental_local_results(entry.variable.value):
-                copy.assign(arrays[entry.variable.name])
-    return [_receipt(strategy, matched, entry, before, arrays) for entry in matched.entries]
+                copy.assign(array)
+            wanted[name] = checksum(array)
+            del array  # before the next one is read
+    for layer in {id(e.variable.layer): e.variable.layer for e in matched.entries if e.sources}.values():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its statistics
+    return [_receipt(strategy, matched, e, before, wanted, arrays) for e in matched.entries]
 
 
-def describe(receipt: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the receipt, for a terminal."""
+def describe(
+    receipt: Sequence[dict[str, Any]], leftover: Sequence[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the receipt, for a terminal; `leftover` is what the source holds besides."""
     columns = ["variable", "shape", "from", "rule", "before", "after"]
     rows = []
     for line in receipt:
@@ -51,7 +63,24 @@ def describe(receipt: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
                 line["after"][:8] if line["restored"] else "unchanged",
             ]
         )
+    rows += [["-", "", name, "left over in the file, as Keras leaves it", "", ""] for name in leftover]
     return columns, rows
+
+
+def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
+    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`."""
+    depth = max((row[0].count("/") for row in rows), default=0)
+    folded = [list(row) for row in rows]
+    while len(folded) > most and depth > 0:
+        groups: dict[tuple[str, str], list[Sequence[str]]] = {}
+        for row in rows:
+            groups.setdefault(("/".join(row[0].split("/")[:depth]), row[3]), []).append(row)
+        folded = [
+            list(group[0]) if len(group) == 1 else [f"{front}/*", f"{len(group)} variables", "", rule, "", ""]
+            for (front, rule), group in groups.items()
+        ]
+        depth -= 1
+    return folded
 
 
 def _receipt(
@@ -59,27 +88,28 @@ def _receipt(
     matched: Matched,
     entry: Entry,
     before: Mapping[str, list[str]],
+    wanted: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     name, variable = entry.variable.name, entry.variable
     old, new = before[name], _copies(strategy, variable)
-    wanted, stored, cast, adapted = old, None, None, None
-    if entry.source is not None:
-        raw = matched.source.read(entry.source)
-        stored, wanted = checksum(raw), [checksum(arrays[name])] * len(new)
-        cast = f"{raw.dtype.name} -> {variable.dtype.name}" if raw.dtype.name != variable.dtype.name else None
-        adapted = entry.adapt.method if entry.adapt else None
-    if new != wanted or (stored and not cast and not adapted and new[0] != stored):
+    stored, cast = None, None
+    if entry.sources:
+        spec = matched.source.specs[entry.sources[0]]
+        stored = arrays.stored(name) if isinstance(arrays, Values) else wanted[name]
+        cast = f"{spec.dtype} -> {variable.dtype.name}" if spec.dtype != variable.dtype.name else None
+    expected = [wanted[name]] * len(new) if entry.sources else old
+    if new != expected or (stored and not cast and not entry.how and new[0] != stored):
         raise RuntimeError(
             f"{name}: read back, its value is not {'what was assigned' if stored else 'what it was'} "
-            f"(SHA-256 {new}, should be {wanted})."
+            f"(SHA-256 {new}, should be {expected})."
         )
     return {
         "name": name,
-        "restored": entry.source is not None,
+        "restored": bool(entry.sources),
         "source": entry.source,
         "rule": entry.rule,
-        "adapt": adapted,
+        "adapt": entry.how,
         "cast": cast,
         "shape": list(variable.shape),
         "dtype": variable.dtype.name,
@@ -103,20 +133,24 @@ def write(receipt: Sequence[Mapping[str, Any]], matched: Matched, workdir: Path)
         "restored": sum(line["restored"] for line in receipt),
         "left_alone": sum(not line["restored"] for line in receipt),
         "ignored_in_source": list(matched.source.ignored),
+        "left_over_in_source": list(matched.leftover),
         "variables": list(receipt),
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        aside.rename(path)
+        _replace(path, json.dumps(body, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {path.name} cannot be written: {error.strerror}.") from error
     return path
 
 
-def checksum(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
 
 
 def _copies(strategy: tf.distribute.Strategy, variable: ModelVariable) -> list[str]:

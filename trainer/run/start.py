@@ -16,7 +16,7 @@ def match_source(config: Config, built: Built) -> Matched:
       UserError: all that does not fit, in one message.
     """
     source = open_source(config.init_from, config.init_weights)
-    matched = match.match(built.variables, source, rules.of(config))
+    matched = match.match(built.variables, source, rules.of(config), built.model)
     matched.check()
     return matched
 
@@ -31,7 +31,7 @@ def initialise(config: Config, built: Built, screen: Screen, workdir: Workdir | 
     """
     matched = match_source(config, built)
     lines = receipt.assign(built.strategy, matched, match.load(matched))
-    columns, rows = receipt.describe(lines)
+    columns, rows = receipt.describe(lines, matched.leftover)
     source = matched.source
     screen.table(f"Restored from {source.path} ({source.kind})", columns, rows)
     if workdir:
