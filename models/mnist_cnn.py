@@ -24,9 +24,18 @@ def build(
       dropout: share of `dense1`'s outputs dropped in training; 0 leaves the layer out.
       batch_norm: normalise after each convolution (`bn1`, `bn2`), before its ReLU.
 
+    Raises:
+      ValueError: an argument that no such network can have.
+
     Returns:
       A functional model, float images [B, 28, 28, 1] in [0, 1] to logits [B, classes].
     """
+
+    check_sizes(filters=filters, dense=dense, classes=classes)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}: must be a number from 0 to less than 1")
+    if not isinstance(batch_norm, bool):
+        raise ValueError(f"batch_norm={batch_norm!r}: must be True or False")
 
     def conv(x: Any, channels: int, index: int) -> Any:
         activation = None if batch_norm else "relu"
@@ -43,6 +52,20 @@ def build(
     if dropout:
         x = keras.layers.Dropout(dropout, name="dropout")(x)
     return keras.Model(image, keras.layers.Dense(classes, name="logits")(x), name="mnist_cnn")
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Refuses what is no size of a layer.
+
+    Raises:
+      ValueError: not a whole number from 1 to 65,536; names the argument.
+
+    Example:
+      >>> check_sizes(dense=64, classes=10)
+    """
+    for name, value in sizes.items():
+        if type(value) is not int or not 1 <= value <= 65_536:
+            raise ValueError(f"{name}={value!r}: must be a whole number from 1 to 65,536")
 
 
 def preprocess(batch: Batch, training: bool, seed: tf.Tensor) -> Batch:

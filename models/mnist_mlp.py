@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 # The task is that of the convolutional network, and so are its loss and its input.
-from models.mnist_cnn import check, loss, preprocess
+from models.mnist_cnn import check, check_sizes, loss, preprocess
 
 __all__ = ["build", "check", "loss", "preprocess"]
 
@@ -52,5 +52,10 @@ class Perceptron(tf.Module):
 
 
 def build(hidden: int = 64, classes: int = 10) -> tf.Module:
-    """The perceptron, variables named `hidden1/w`, `hidden1/b`, ... `logits/b`."""
+    """The perceptron, variables named `hidden1/w`, `hidden1/b`, ... `logits/b`.
+
+    Raises:
+      ValueError: a size that no layer can have.
+    """
+    check_sizes(hidden=hidden, classes=classes)
     return Perceptron(hidden, classes)

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError, near
+from trainer.flags.patterns import check_bounded
 from trainer.model.names import ModelVariable
 from trainer.readers import Source
 from trainer.readers.source import np_dtype
@@ -71,7 +72,12 @@ class Matched:
 
 
 def match(variables: Sequence[ModelVariable], source: Source, rules: Rules) -> Matched:
-    """Which weight each variable starts from. Reads no weights and raises nothing: see `problems`."""
+    """Which weight each variable starts from. Reads no weights; what does not fit is in `problems`.
+
+    Raises:
+      UserError: a pattern takes too long to match.
+    """
+    check_bounded(rules.patterns(), [*(name for v in variables for name in _names(v)), *source.specs])
     decided = [_decide(v, source, rules) for v in variables]
     unfit = {
         entry.variable.name: lines

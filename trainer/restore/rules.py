@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trainer.errors import UserError, near
 from trainer.flags.calls import check_call, parse_call, split_columns
 from trainer.flags.config import Config
+from trainer.flags.patterns import check_bounded, compiled
 from trainer.restore import adapt as methods
 
 _ARROW = re.compile(r"\s+->\s+")
@@ -45,6 +46,15 @@ class Rules:
     cast: bool = False
     adapt: tuple[Adapt, ...] = ()
 
+    def patterns(self) -> list[tuple[str, re.Pattern[str]]]:
+        """All of them, each with the flag that gave it."""
+        plain = {"init_only": self.only, "init_skip": self.skip}
+        return [
+            *((f"--{flag}={p.pattern}", p) for flag, patterns in plain.items() for p in patterns),
+            *((rule.text, rule.pattern) for rule in self.rename),
+            *((rule.text, rule.pattern) for rule in self.adapt),
+        ]
+
 
 def of(config: Config) -> Rules:
     """The `--init_*` rules of a run.
@@ -68,19 +78,12 @@ def parse(
       UserError: a pattern, a replacement or a call that cannot be read; names the flag.
     """
     return Rules(
-        tuple(_pattern(text, "--init_only") for text in only),
-        tuple(_pattern(text, "--init_skip") for text in skip),
+        tuple(compiled(text, f"--init_only={text}") for text in only),
+        tuple(compiled(text, f"--init_skip={text}") for text in skip),
         tuple(_rename(text) for text in rename),
         cast,
         tuple(_adapt(text) for text in adapt),
     )
-
-
-def _pattern(text: str, flag: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{flag}={text}: not a regular expression: {error}.") from error
 
 
 def _rename(text: str) -> Rename:
@@ -88,9 +91,10 @@ def _rename(text: str) -> Rename:
     halves = _ARROW.split(text.strip())
     if len(halves) != 2 or not all(halves):
         raise UserError(f"{flag}: write MODEL_REGEX -> SOURCE_NAME, with blanks around the arrow.")
-    pattern = _pattern(halves[0], "--init_rename")
+    pattern = compiled(halves[0], flag)
     try:
         # Reads the replacement, whether or not anything matches.
+        check_bounded([(flag, pattern)], [""])
         pattern.sub(halves[1], "")
     except (re.error, IndexError) as error:
         raise UserError(
@@ -114,4 +118,4 @@ def _adapt(text: str) -> Adapt:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{flag}: {error}.") from error
-    return Adapt(_pattern(columns[0], "--init_adapt"), made, flag, columns[1])
+    return Adapt(compiled(columns[0], flag), made, flag, columns[1])
