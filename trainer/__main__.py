@@ -3,10 +3,12 @@
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from trainer.errors import UserError
+from trainer.errors import UserError, blame, told
 from trainer.flags.command_line import parse
-from trainer.noise import quiet_start
+from trainer.noise import open_streams, quiet_start
+from trainer.text import printable, shortened
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,21 +17,48 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
       arguments: the program's name and the flags; those of the process if None.
     """
+    open_streams()
     arguments = sys.argv if arguments is None else arguments
     try:
         config = parse(arguments)
-        with quiet_start():
-            from trainer import modes  # imports TensorFlow, which a mistyped flag need not wait for
-        return modes.run(config)
     except UserError as error:
-        name = Path(arguments[0]).name
-        print(f"{'trainer' if name == '__main__.py' else name}: {error}", file=sys.stderr)
-        return 1
+        return _refuse(arguments[0], told(error, lines=True))
+    try:
+        return _modes().run(config)
+    except UserError as error:
+        return _refuse(arguments[0], told(error, lines=True))
+    except SystemExit as error:  # not ours, so that what was asked for has not been done
+        return _refuse(arguments[0], f"--mode={config.mode}: something {blame(error)}")
     except KeyboardInterrupt:  # before a mode takes signals over
         return 130
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (OSError, MemoryError) as error:  # of the machine: a limit, a disk, a file that went away
+        return _refuse(arguments[0], f"--mode={config.mode}: the run {blame(error)}")
+
+
+def _modes() -> ModuleType:
+    """The modes; imports TensorFlow, which a mistyped flag need not wait for."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise UserError(f"KERAS_BACKEND={backend}: this trains TensorFlow models. Unset it.")
+    try:
+        with quiet_start():
+            from trainer import modes
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"TensorFlow and Keras cannot be imported: {blame(error)}. Look at the installation, at the "
+            "limits on memory, and at ~/.keras/keras.json, whose backend must be tensorflow."
+        ) from error
+    return modes
+
+
+def _refuse(program: str, message: str) -> int:
+    """Says it on standard error; the exit status of a run that was refused."""
+    name = Path(program).name
+    print(shortened(printable(f"{'trainer' if name == '__main__.py' else name}: {message}")), file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

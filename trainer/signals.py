@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from trainer.errors import UserError
+
 EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -33,9 +35,17 @@ class Stop:
 def stopping() -> Iterator[Stop]:
     """At the first SIGTERM or SIGINT calls `request` of what it yields; a second one exits at once.
 
-    Must be entered in the main thread. The interpreter writes each signal's number to a socket at
+    The interpreter writes each signal's number to a socket at
     once, from C, whatever the main thread is doing; the thread that reads it is what acts.
+
+    Raises:
+      UserError: not in the main thread, the only one in which Python catches signals.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError(
+            "signals=True: SIGTERM and SIGINT can be caught in the main thread only, and this is "
+            f"{threading.current_thread().name}. Leave it out, or run in the main thread."
+        )
     stop = Stop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)

@@ -36,7 +36,18 @@ class Killed(BaseException):
 
 def main(workdir: Path | None, *flags: str) -> int:
     """Runs the program in this process; the last of two values of one flag counts."""
-    return run.main(["run.py", *flags, *([f"--workdir={workdir}"] if workdir else [])])
+    return run.main(["run.py", *last(*flags), *([f"--workdir={workdir}"] if workdir else [])])
+
+
+def last(*flags: str) -> list[str]:
+    """Of flags of one name the last, but for those that repeat: what `SMALL` says can be said otherwise."""
+    found: dict[str, str] = {}
+    for flag in flags:
+        name = flag.partition("=")[0]
+        repeats = name.startswith(("--group", "--no_decay", "--init_"))
+        found.pop(name, None)
+        found[flag if repeats else name] = flag
+    return list(found.values())
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, at: int, saved: bool, workdir: Path, *flags: str) -> None:

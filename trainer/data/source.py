@@ -1,12 +1,13 @@
 """Where examples come from: the protocol of a source, and a split of one."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tensorflow as tf
 
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, guarded, listing
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -116,11 +117,9 @@ class Split:
         """
         name, spec = self.source.name, self.source.spec()
         if self.decode is not None:
-            try:
-                spec = tf.function(self.decode).get_concrete_function(spec).structured_outputs
-            except Exception as error:  # the user's own code may raise anything
-                reason = " ".join(str(error).split())[-600:]
-                raise UserError(f"--dataset={name}: the model's decode raised {reason}") from error
+            trace = tf.function(self.decode).get_concrete_function
+            traced = guarded(functools.partial(trace, spec), f"--dataset={name}: the model's decode")
+            spec = traced.structured_outputs
         if not isinstance(spec, dict):
             raise UserError(f"--dataset={name}: an example is {spec}, not a dict of tensors.")
         for part in tf.nest.flatten(spec):

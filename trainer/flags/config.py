@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
+from trainer.flags.texts import check_text
 
 MODES = (
     "train",
@@ -185,6 +186,9 @@ class Config:
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             _check_type(f, value)
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and text:
+                    check_text(f.name, text)
             if choices and value not in choices:
                 raise UserError(
                     f"--{f.name}={value}: not one of {', '.join(choices)}. {near(value, choices)}"
@@ -256,6 +260,8 @@ def _check_type(flag: "Field[Any]", value: Any) -> None:
     kind, allowed = kind_of(flag), {bool: bool, int: int, float: int | float, str: str}
     if flag.name in ("model", "dataset") or (value is None and flag.default is None):
         return
+    if isinstance(value, int) and value.bit_length() > 63:  # Python would not even write it out
+        raise UserError(f"--{flag.name}: a number of {value.bit_length():,} bits is too large.")
     if kind is list:
         right = all(isinstance(item, str) for item in value)
     else:

@@ -162,6 +162,8 @@ def _checked(result: Any, size: int | None) -> tf.Tensor:
 def _check_vector(what: str, value: Any, size: int | None) -> None:
     if not tf.is_tensor(value) or value.shape.rank != 1 or (size and value.shape[0] not in (None, size)):
         got = f"shape {value.shape}" if tf.is_tensor(value) else type(value).__name__
+        if tf.is_tensor(value) and value.shape.rank is None:
+            got = "a shape that is known only when it runs (say it: tf.ensure_shape(value, [None]))"
         raise UserError(
             f"--model: {what} has {got}, but one value per example ([{size or 'B'}]) is needed: the trainer "
             f"divides by the global batch. loss returns {_RETURNS}."

@@ -24,6 +24,20 @@ def loss(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, dict[str,
     return losses, {"accuracy": tf.cast(hits, losses.dtype)}
 
 
+def check_sizes(**sizes: Any) -> None:
+    """Refuses what is no size of a layer.
+
+    Raises:
+      ValueError: not a whole number from 1 to 65,536; names the argument.
+
+    Example:
+      >>> check_sizes(dense=64, classes=10)
+    """
+    for name, value in sizes.items():
+        if type(value) is not int or not 1 <= value <= 65_536:
+            raise ValueError(f"{name}={value!r}: must be a whole number from 1 to 65,536")
+
+
 def check_images(model: Any, features: Any, shape: tuple[int, ...]) -> None:
     """Refuses a data set that a classifier of images of this shape cannot take.
 

@@ -2,20 +2,17 @@
 
 import contextlib
 import re
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, guarded, listing
 from trainer.flags.calls import Call, check_call, parse_call
 from trainer.model import find
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,12 @@ def build(module: ModelModule, call: Call) -> Any:
     """
     flag = f"--model={call.text}"
     model = guarded(lambda: module.build(*call.args, **call.kwargs), f"{flag}: its build")
+    if old := _keras_2(model):
+        raise UserError(
+            f"{flag}: its build returned a model with {old}, of Keras 2 (tf_keras). Only Keras 3 is trained: "
+            "unset TF_USE_LEGACY_KERAS and build it with `import keras`. Weights that Keras 2 saved are read "
+            "by --init_from."
+        )
     if not isinstance(model, keras.Model | tf.Module):
         raise UserError(
             f"{flag}: its build returned {type(model).__name__}, not a keras.Model or a tf.Module."
@@ -103,27 +106,12 @@ def build(module: ModelModule, call: Call) -> Any:
     return model
 
 
-def guarded(function: Callable[[], T], what: str) -> T:
-    """`function()`; what the user's own code raises becomes a message with the line it came from.
-
-    Raises:
-      UserError: `function` raised.
-    """
-    try:
-        return function()
-    except UserError:
-        raise
-    except Exception as error:
-        frames: list[Any] = traceback.extract_tb(error.__traceback__)
-        kind, reason = type(error).__name__, str(error)
-        if staged := getattr(error, "ag_error_metadata", None):  # code that AutoGraph has rewritten
-            frames = staged.translated_stack[::-1]
-            kind, _, reason = staged.cause_message.partition(": ")
-            if kind == UserError.__name__:
-                raise UserError(reason) from None
-        own = [f for f in frames if not re.search(r"site-packages|<frozen|__autograph_generated", f.filename)]
-        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        raise UserError(f"{what} raised {kind}{where}: {' '.join(reason.split())[:1000]}") from error
+def _keras_2(model: Any) -> str:
+    """The first part of a model that is of Keras 2, whose layers pass for plain `tf.Module`s; or ""."""
+    for part in (model, *(model.submodules if isinstance(model, tf.Module) else ())):
+        if any(kind.__module__.partition(".")[0] == "tf_keras" for kind in type(part).__mro__):
+            return type(part).__name__
+    return ""
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import tensorflow as tf
 from trainer.checkpoints import files
 from trainer.data.records import load
 from trainer.data.source import Split
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, listing, told
 from trainer.flags.config import Config
 from trainer.model.module import guarded
 from trainer.report.screen import Screen
@@ -224,7 +224,7 @@ def _save_keras(serve: _Served, aside: Path, examples: Batch, screen: Screen) ->
         got = serve.filled(keras.models.load_model(path, compile=False), examples)
     except Exception as error:  # what a layer of the user's raises
         path.unlink(missing_ok=True)
-        screen.warn(f"model.keras is left out, as Keras cannot read this model back: {error}")
+        screen.warn(f"model.keras is left out, as Keras cannot read this model back: {told(error)}")
         return "model.keras", "left out"
     return "model.keras read back", _compared(wanted, got, "model.keras")
 

@@ -129,6 +129,8 @@ def _missing(place: Path) -> str:
             "is a directory without a whole checkpoint of this program (checkpoints/step-*/manifest.json), "
             "a TensorFlow checkpoint (*.index) or a SavedModel."
         )
+    if place.exists():
+        return "is a pipe, a socket or a device. Give a file."
     if place.parent.is_dir():
         names = [entry.name for entry in list(place.parent.iterdir())[:10000]]
         return f"there is no such file. {near(place.name, names)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from trainer.errors import told
 from trainer.report.curves import Curves
 from trainer.report.records import Records
 from trainer.report.screen import Screen
@@ -166,8 +167,8 @@ class Reporter:
             return
         try:
             self.stop = hook(dict(record)) is STOP or self.stop
-        except Exception as error:  # the user's own code may raise anything
-            self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {error}")
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
+            self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {told(error)}")
 
     def _place(self, step: int) -> str:
         epochs = round(self.total_steps / self.steps_per_epoch, 1)

@@ -1,6 +1,7 @@
 """What a person sees: sentences, tables, and one progress bar on a terminal."""
 
 import importlib.util
+import io
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ class Screen:
         raises: bool = False,
         stream: TextIO | None = None,
     ) -> None:
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stdout or io.StringIO()  # a program without a terminal has none
         self.terminal = _draws(self._stream) if interactive is None else interactive
         self.quiet = quiet
         self._raises = raises

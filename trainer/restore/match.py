@@ -22,6 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.errors import UserError, listing, near
+from trainer.flags.patterns import check_bounded
 from trainer.model.names import ModelVariable
 from trainer.readers import Source
 from trainer.readers.source import Spec, np_dtype
@@ -61,16 +62,20 @@ class Matched:
 
 
 def match(variables: Sequence[ModelVariable], source: Source, rules: Rules, model: Any = None) -> Matched:
-    """Which weight each variable starts from. Reads no weights and raises nothing: see `problems`.
+    """Which weight each variable starts from. Reads no weights; what does not fit is in `problems`.
 
     Args:
       variables: of the model, from `trainer.model.names.walk`.
       source: from `open_source`.
       rules: from `rules.parse` or `rules.of`.
       model: whose variables they are; without it a file that stores positions needs a rename for each.
+
+    Raises:
+      UserError: a pattern takes too long to match.
     """
     if problem := layouts.unstated(source, rules.layout):
         return Matched(source, rules, (), (problem,), frozenset())
+    check_bounded(rules.patterns(), [*(name for v in variables for name in names_of(v)), *source.specs])
     known = places(model, variables, source)
     decided = [decide(v, source, rules, known) for v in variables]
     unfit = {

@@ -15,6 +15,7 @@ import numpy as np
 from trainer.errors import UserError, near
 from trainer.flags.calls import Call, check_call, parse_call, split_columns
 from trainer.flags.config import Config
+from trainer.flags.patterns import check_bounded, compiled
 from trainer.restore import adapt as methods
 
 LAYOUTS = ("", "keras", "torch")
@@ -77,6 +78,15 @@ class Rules:
     adapt: tuple[Adapt, ...] = ()
     layout: str = ""
 
+    def patterns(self) -> list[tuple[str, re.Pattern[str]]]:
+        """All of them, each with the flag that gave it."""
+        plain = {"init_only": self.only, "init_skip": self.skip}
+        return [
+            *((f"--{flag}={p.pattern}", p) for flag, patterns in plain.items() for p in patterns),
+            *((rule.text, rule.pattern) for rule in self.rename),
+            *((rule.text, rule.pattern) for rule in self.adapt),
+        ]
+
 
 def of(config: Config) -> Rules:
     """The `--init_*` rules of a run.
@@ -110,8 +120,8 @@ def parse(
     if layout not in LAYOUTS:
         raise UserError(f"--init_layout={layout}: there is no such layout. {near(layout, LAYOUTS[1:])}")
     return Rules(
-        tuple(_pattern(text, "--init_only") for text in only),
-        tuple(_pattern(text, "--init_skip") for text in skip),
+        tuple(compiled(text, f"--init_only={text}") for text in only),
+        tuple(compiled(text, f"--init_skip={text}") for text in skip),
         tuple(_rename(text) for text in rename),
         cast,
         tuple(_adapt(text) for text in adapt),
@@ -119,21 +129,15 @@ def parse(
     )
 
 
-def _pattern(text: str, flag: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{flag}={text}: not a regular expression: {error}.") from error
-
-
 def _rename(text: str) -> Rename:
     flag = f"--init_rename={text}"
     halves = _ARROW.split(text.strip())
     if len(halves) != 2 or not all(halves):
         raise UserError(f"{flag}: write MODEL_REGEX -> SOURCE_NAME, with blanks around the arrow.")
-    pattern = _pattern(halves[0], "--init_rename")
+    pattern = compiled(halves[0], flag)
     try:
         # Reads the replacement, whether or not anything matches.
+        check_bounded([(flag, pattern)], [""])
         pattern.sub(halves[1], "")
     except (re.error, IndexError) as error:
         raise UserError(
@@ -147,7 +151,7 @@ def _adapt(text: str) -> Adapt:
     columns = split_columns(text, flag)
     if len(columns) < 2:
         raise UserError(f"{flag}: write PATTERN METHOD(...), such as conv1/kernel sum_channels().")
-    pattern = _pattern(columns[0], "--init_adapt")
+    pattern = compiled(columns[0], flag)
     # In names of the source a backslash is that of a group, not of a literal.
     named = columns[1].partition("(")[0] in methods.COMBINERS
     columns[1] = columns[1].replace("\\", "\\\\") if named else columns[1]

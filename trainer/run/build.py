@@ -81,8 +81,12 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
       on: a strategy that is there already, instead of one of its own.
 
     Raises:
-      UserError: devices that are not there, or a model that cannot be built or named.
+      UserError: devices that are not there, settings of Keras that cannot be used, or a model that cannot be
+        built or named.
     """
+    _check_keras()
+    if on is None:
+        prepare(config.virtual_devices)  # before the module's code, which may start TensorFlow at import
     module, call = _module(config)
     strategy, sentence = on or engine(config)
     if config.deterministic:
@@ -97,6 +101,17 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
         variables = tuple(walk(model))
     check_precision(model, variables, config.precision)
     return Built(module, model, variables, Share(strategy, config.accumulate), sentence)
+
+
+def _check_keras() -> None:
+    """Refuses settings of Keras from the environment or `~/.keras/keras.json` that no run here can use."""
+    if keras.config.backend() != "tensorflow":
+        raise UserError(f"KERAS_BACKEND={keras.config.backend()}: this trains TensorFlow models. Unset it.")
+    if keras.config.image_data_format() != "channels_last":
+        raise UserError(
+            "Keras's image_data_format is channels_first (as ~/.keras/keras.json may say), and images are "
+            "channels_last here. Set it so, and give layers of your own that differ data_format=."
+        )
 
 
 def use_precision(precision: str) -> None:

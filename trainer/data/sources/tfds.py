@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from trainer.data.sources.tfds_builders import find_builder
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, blame, listing, told
 
 BLOCK_BYTES = 128 << 20  # undecoded records that are shuffled at a time
 READ_AT_ONCE = 16  # files that are read side by side in training
@@ -122,10 +122,16 @@ class TfdsSource:
             ) from error
         except (OSError, tfds.download.DownloadError, tf.errors.OpError, AssertionError) as error:
             raise UserError(
-                f"--dataset={self.name}: could not be prepared in {self.builder.data_dir}: {error}"
+                f"--dataset={self.name}: could not be prepared in {self.builder.data_dir}: {told(error)}"
             ) from error
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a builder of the user's own may raise anything
+            raise UserError(f"--dataset={self.name}: its builder {blame(error)}") from error
         finally:
             random.setstate(state)
+        if not self.sizes():
+            raise UserError(f"--dataset={self.name}: its builder makes no split, so there are no examples.")
 
 
 def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: str = "") -> TfdsSource:

@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from trainer import bundled
-from trainer.errors import UserError, near
+from trainer.errors import UserError, blame, near, told
 
 LOCAL = bundled.folder("datasets")
 
@@ -46,9 +46,12 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", reason)[:400]
+        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", told(error))[:400]
         raise UserError(f"{flag}={name}: {reason}{_configs(head, rest)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a builder of the user's own may raise anything
+        raise UserError(f"{flag}={name}: its builder {blame(error)}") from error
 
 
 def _configs(head: str, rest: str) -> str:
