@@ -8,7 +8,7 @@ from trainer.data.choice import evaluation_feed, residency, training_feed
 from trainer.data.feed import Feed
 from trainer.data.source import Split
 from trainer.errors import UserError
-from trainer.flags import criteria
+from trainer.flags import criteria, layer_decay
 from trainer.flags.config import Config
 from trainer.flags.criteria import Criterion
 from trainer.flags.durations import Clock, parse_duration
@@ -84,7 +84,7 @@ class Assembled:
             "precision": config.precision,
             "clip_norm": config.clip_norm,
             "ema": config.ema,
-            "layer_decay": config.layer_decay,
+            "layer_decay": layer_decay.parse(str(config.layer_decay)).factor,
             "no_decay": config.no_decay,
         }
         return plan.make(settings, self.built.variables, self.parts, start_of or {})
@@ -151,7 +151,8 @@ def assemble(
     if not only_plan or clock.examples is not None:
         for name in _PERIODS:
             duration(config, name, clock)
-    per_variable = PerVariable(_multipliers(config, built), no_decay)
+    factor, deep = _depths(config, built)
+    per_variable = PerVariable({name: factor**depth for name, depth in deep.items()}, no_decay, deep)
     parts = partition(owned, clock, built.strategy, per_variable, only_shapes=only_plan)
     _check_no_decay(config, parts)
     if not only_plan:
@@ -234,13 +235,14 @@ def _check_durations(config: Config) -> None:
         parse_duration(getattr(config, name), f"--{name}")
 
 
-def _multipliers(config: Config, built: Built) -> dict[str, float]:
-    """What `--layer_decay` makes of each variable's rate; {} where it is 1."""
-    if config.layer_decay == 1:
-        return {}
-    what = f"--layer_decay={config.layer_decay}: the model's depth"
-    found = guarded(lambda: depths(built.variables, built.module.depth), what)
-    return {name: config.layer_decay**depth for name, depth in found.items()}
+def _depths(config: Config, built: Built) -> tuple[float, dict[str, int]]:
+    """The factor of `--layer_decay`, and each variable's depth; {} where it is 1."""
+    decay = layer_decay.parse(str(config.layer_decay))
+    if decay.factor == 1:
+        return 1.0, {}
+    flag, own = f"--layer_decay={decay.text}", built.module.depth
+    found = guarded(lambda: depths(built.variables, own, decay.by, flag), f"{flag}: the model's depth")
+    return decay.factor, found
 
 
 def _check_no_decay(config: Config, parts: Partition) -> None:

@@ -11,10 +11,11 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry
 from trainer.data.choice import WAYS, residency
 from trainer.devices.strategy import assign
-from trainer.errors import UserError, listing
+from trainer.errors import UserError
 from trainer.flags.calls import parse_call
 from trainer.groups import optimizers, plan
 from trainer.groups.group_optimizer import GroupOptimizer
+from trainer.model.blocks import MOST_ROWS, folded
 from trainer.run.assemble import Assembled
 from trainer.training.program import Program
 
@@ -143,7 +144,7 @@ def _load_what_fits(
         ("In the checkpoint and of no use now, so it is left there", other.extra),
         ("Of another float type in the checkpoint, so it is converted", cast),
     )
-    return [f"{what}: {listing(names, 1000)}." for what, names in told if names]
+    return [f"{what}: {folded(names, MOST_ROWS)}." for what, names in told if names]
 
 
 def _castable(saved: Any, here: Any) -> bool:

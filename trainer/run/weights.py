@@ -46,7 +46,10 @@ class Saved:
         ).lines()
         if wrong:
             lines = "\n".join(wrong)
-            raise UserError(f"--model={config.model_name}: {self.entry.path} does not fit it.\n{lines}")
+            raise UserError(
+                f"--model={config.model_name}: {self.entry.path} does not fit it.\n{lines}\n"
+                "Give --model and its arguments as the run had them (flags.txt in its workdir)."
+            )
         for v in built.variables:
             assign(v.value, self.arrays[v.name])
         return f"{self.entry.path} ({config.weights} weights)"
