@@ -21,6 +21,7 @@ from trainer.checkpoints.files import sync
 from trainer.checkpoints.manifest import Entry, Spec, check, scan, usable
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
+from trainer.model.blocks import MOST_ROWS, folded
 
 _UNFINISHED = re.compile(r"\.tmp-(step|pruned)-[0-9a-f-]+")
 # What an unfinished directory of ours can hold, TensorFlow's own temporary files among them.
@@ -213,7 +214,12 @@ class Differences:
     changed: dict[str, tuple[Spec, Spec]]  # name: (in the checkpoint, in the state)
 
     def lines(self) -> list[str]:
-        """One a difference: ` + ` is only in the state, ` - ` only in the checkpoint, ` ~ ` other."""
+        """One a difference: ` + ` is only in the state, ` - ` only in the checkpoint, ` ~ ` other.
+
+        Many are one line for each cause, their names folded by layer or block.
+        """
+        if len(self.missing) + len(self.extra) + len(self.changed) > MOST_ROWS:
+            return self._by_cause()
         return [
             *(f" + {name}: not in the checkpoint" for name in self.missing),
             *(f" - {name}: only in the checkpoint" for name in self.extra),
@@ -222,6 +228,20 @@ class Differences:
                 for name, (saved, here) in self.changed.items()
             ),
         ]
+
+    def _by_cause(self) -> list[str]:
+        lines = []
+        if self.missing:
+            lines.append(f" + {len(self.missing)} not in the checkpoint: {folded(self.missing)}")
+        if self.extra:
+            lines.append(f" - {len(self.extra)} only in the checkpoint: {folded(self.extra)}")
+        if self.changed:
+            name, (saved, here) = next(iter(self.changed.items()))
+            lines.append(
+                f" ~ {len(self.changed)} of another shape or dtype: {folded(list(self.changed))}; "
+                f"{name}: {_text(saved)} in the checkpoint, {_text(here)} here"
+            )
+        return lines
 
 
 def compare(entry: Entry, state: Mapping[str, tf.Variable]) -> Differences:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
+from trainer.flags import criteria, layer_decay
 from trainer.flags.texts import check_text
 
 MODES = (
@@ -24,6 +25,7 @@ MODES = (
 _MODES_OF = {
     "plan_out": ("plan",),
     "propose_out": ("inspect",),
+    "full": ("plan",),
     "export_to": ("export",),
     "checkpoint": ("evaluate", "export"),
     "weights": ("evaluate", "export"),
@@ -101,7 +103,9 @@ class Config:
         _WHAT, [], "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen; repeats."
     )
     no_decay: Sequence[str] = _flag(_WHAT, [], "Variables (regex) that no weight decay touches; repeats.")
-    layer_decay: float = _flag(_WHAT, 1.0, "Each variable's rate times this to the power of its depth.")
+    layer_decay: str | float = _flag(
+        _WHAT, "", "FACTOR [by=REGEX]: each rate times FACTOR to the power of the variable's depth in blocks."
+    )
     dataset: str | DatasetLike | Mapping[str, Any] = _flag(
         _DATA, "", "A TFDS name or a builder in datasets/: `mnist`, `digits`."
     )
@@ -142,9 +146,10 @@ class Config:
     init_layout: str = _flag(_FROM, "", "Whose layout the source's arrays have.", ("", "keras", "torch"))
     workdir: str = _flag(_LEFT, "", "Directory of the run: checkpoints, metrics, plan, event files.")
     keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
-    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`.")
+    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`, `rmse:min`.")
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
+    full: bool = _flag(_MORE, False, "For plan: a row for each variable, not folded by layer or block.")
     checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
     weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
     propose_out: str = _flag(_MORE, "", "Flagfile that --mode=inspect writes its proposal to.")
@@ -157,7 +162,7 @@ class Config:
             value, kind = getattr(self, f.name), kind_of(f)
             if kind is list:
                 object.__setattr__(self, f.name, [value] if isinstance(value, str) else list(value))
-            elif kind is str and type(value) is int:
+            elif kind is str and (type(value) is int or (f.name == "layer_decay" and type(value) is float)):
                 object.__setattr__(self, f.name, str(value))
 
     @property
@@ -202,6 +207,7 @@ class Config:
             ("verify_steps", 2, 1000),
         )
         self._check_use()
+        criteria.split(self.keep_best)
         for name, least, most in bounds:
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"--{name}={getattr(self, name)}: must lie from {least} to {most}.")
@@ -209,8 +215,7 @@ class Config:
             raise UserError(f"--clip_norm={self.clip_norm}: must be a finite number above 0.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema={self.ema}: must lie between 0 and 1, such as 0.999.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay={self.layer_decay}: must be above 0 and at most 1, such as 0.75.")
+        layer_decay.parse(str(self.layer_decay))
 
     def _check_use(self) -> None:
         """Refuses a flag that the mode or the other flags leave without effect."""

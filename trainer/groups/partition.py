@@ -21,10 +21,12 @@ class PerVariable:
     Attributes:
       multipliers: of the group's rate, by variable name; 1 where none is given.
       no_decay: names of the variables that no weight decay touches.
+      depths: of the layers, which the multipliers follow from, by variable name; {} without `--layer_decay`.
     """
 
     multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     no_decay: frozenset[str] = frozenset()
+    depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class ModelModule:
       check: `(model, features)`, raises ValueError where a data set does not suit.
       serve: `(model, batch) -> tensor or {name: tensor}`, what an export computes.
       depth: `(variable name) -> int`, layers between it and the head.
+      better: `{metric: "min" or "max"}`, which end of a metric is the good one.
       name: what a message calls it.
 
     Example:
@@ -45,6 +46,7 @@ class ModelModule:
     check: Callable[..., Any] | None = None
     serve: Callable[..., Any] | None = None
     depth: Callable[[str], int] | None = None
+    better: Mapping[str, str] | None = None
     name: str = "a ModelModule"
 
     @classmethod

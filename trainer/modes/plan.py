@@ -19,7 +19,7 @@ def run(config: Config) -> int:
     """
     screen = Screen()
     plan = planned(config, screen)
-    show_plan(screen, plan)
+    show_plan(screen, plan, config.full)
     if config.plan_out and not screen.quiet:
         path = Path(config.plan_out).expanduser()
         try:

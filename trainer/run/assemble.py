@@ -8,7 +8,9 @@ from trainer.data.choice import evaluation_feed, residency, training_feed
 from trainer.data.feed import Feed
 from trainer.data.source import Split
 from trainer.errors import UserError
+from trainer.flags import criteria, layer_decay
 from trainer.flags.config import Config
+from trainer.flags.criteria import Criterion
 from trainer.flags.durations import Clock, parse_duration
 from trainer.groups import optimizers, plan
 from trainer.groups.depths import depths
@@ -39,6 +41,7 @@ class Assembled:
       residency: how training batches are drawn, `resident` or `streaming`: their orders differ. Empty
         where the data are not prepared yet.
       starts: by variable name, the weight of `--init_from` that it starts from.
+      criterion: what evaluations are compared by; None without `--keep_best`.
     """
 
     config: Config
@@ -48,6 +51,7 @@ class Assembled:
     metrics: tuple[str, ...]
     residency: str
     starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    criterion: Criterion | None = None
 
     @property
     def total(self) -> int:
@@ -80,7 +84,7 @@ class Assembled:
             "precision": config.precision,
             "clip_norm": config.clip_norm,
             "ema": config.ema,
-            "layer_decay": config.layer_decay,
+            "layer_decay": layer_decay.parse(str(config.layer_decay)).factor,
             "no_decay": config.no_decay,
         }
         return plan.make(settings, self.built.variables, self.parts, start_of or {})
@@ -142,19 +146,20 @@ def assemble(
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
     metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
-    _check_keep_best(config, metrics)
+    criterion = _criterion(config, built, metrics)
     clock = _clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
         for name in _PERIODS:
             duration(config, name, clock)
-    per_variable = PerVariable(_multipliers(config, built), no_decay)
+    factor, deep = _depths(config, built)
+    per_variable = PerVariable({name: factor**depth for name, depth in deep.items()}, no_decay, deep)
     parts = partition(owned, clock, built.strategy, per_variable, only_shapes=only_plan)
     _check_no_decay(config, parts)
     if not only_plan:
         split.source.prepare()
     prepared = split.source.prepared
     drawn = residency(config.data_residency, split, built.share) if prepared else ""
-    return Assembled(config, built, split, parts, metrics, drawn, starts)
+    return Assembled(config, built, split, parts, metrics, drawn, starts, criterion)
 
 
 def evaluation(config: Config, built: Built, split: Split) -> Feed:
@@ -189,13 +194,17 @@ def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
     return owned
 
 
-def _check_keep_best(config: Config, metrics: Sequence[str]) -> None:
-    """Refuses a `--keep_best` that no evaluation yields."""
-    if config.keep_best and config.keep_best not in ("loss", *metrics):
+def _criterion(config: Config, built: Built, metrics: Sequence[str]) -> Criterion | None:
+    """What `--keep_best` compares evaluations by; refuses one that no evaluation yields."""
+    names = ("loss", *metrics)
+    criteria.check_stated(built.module.better, names, f"--model={config.model_name}")
+    if not config.keep_best:
+        return None
+    if criteria.split(config.keep_best)[0] not in names:
         raise UserError(
-            f"--keep_best={config.keep_best}: the model has no such metric. It has: "
-            f"{', '.join(('loss', *metrics))}."
+            f"--keep_best={config.keep_best}: the model has no such metric. It has: {', '.join(names)}."
         )
+    return criteria.criterion(config.keep_best, built.module.better)
 
 
 def _clock(config: Config, built: Built, split: Split, only_plan: bool) -> Clock:
@@ -226,13 +235,14 @@ def _check_durations(config: Config) -> None:
         parse_duration(getattr(config, name), f"--{name}")
 
 
-def _multipliers(config: Config, built: Built) -> dict[str, float]:
-    """What `--layer_decay` makes of each variable's rate; {} where it is 1."""
-    if config.layer_decay == 1:
-        return {}
-    what = f"--layer_decay={config.layer_decay}: the model's depth"
-    found = guarded(lambda: depths(built.variables, built.module.depth), what)
-    return {name: config.layer_decay**depth for name, depth in found.items()}
+def _depths(config: Config, built: Built) -> tuple[float, dict[str, int]]:
+    """The factor of `--layer_decay`, and each variable's depth; {} where it is 1."""
+    decay = layer_decay.parse(str(config.layer_decay))
+    if decay.factor == 1:
+        return 1.0, {}
+    flag, own = f"--layer_decay={decay.text}", built.module.depth
+    found = guarded(lambda: depths(built.variables, own, decay.by, flag), f"{flag}: the model's depth")
+    return decay.factor, found
 
 
 def _check_no_decay(config: Config, parts: Partition) -> None:

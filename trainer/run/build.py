@@ -87,7 +87,7 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
     _check_keras()
     if on is None:
         prepare(config.virtual_devices)  # before the module's code, which may start TensorFlow at import
-    module, call = _module(config)
+    module, call = module_of(config)
     strategy, sentence = on or engine(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -120,7 +120,12 @@ def use_precision(precision: str) -> None:
     keras.config.set_dtype_policy(precision if precision.startswith("mixed") else keras.config.floatx())
 
 
-def _module(config: Config) -> tuple[ModelModule, Call]:
+def module_of(config: Config) -> tuple[ModelModule, Call]:
+    """The model module that `--model` names, or is, and the call of its `build`.
+
+    Raises:
+      UserError: as `modules.load`.
+    """
     if isinstance(config.model, str):
         return modules.load(config.model)
     flag = f"--model={config.model_name}"

@@ -11,10 +11,11 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry
 from trainer.data.choice import WAYS, residency
 from trainer.devices.strategy import assign
-from trainer.errors import UserError, listing
+from trainer.errors import UserError
 from trainer.flags.calls import parse_call
 from trainer.groups import optimizers, plan
 from trainer.groups.group_optimizer import GroupOptimizer
+from trainer.model.blocks import MOST_ROWS, folded
 from trainer.run.assemble import Assembled
 from trainer.training.program import Program
 
@@ -68,12 +69,14 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
         checkpoint tells no plan.
     """
     saved: Any = entry.meta.get("plan")
-    made = _in_the_order_of(made, saved)
-    now = made.plan()
     try:
+        made = _in_the_order_of(made, saved)
+        now = made.plan()
         changed = plan.differences(saved, now, entry.step)
         before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise UserError(
             f"--workdir: the checkpoint {entry.path} tells no plan of this program, so that a run cannot go "
             f"on from it. To start from its weights: --init_from={entry.path} and another --workdir."
@@ -141,7 +144,7 @@ def _load_what_fits(
         ("In the checkpoint and of no use now, so it is left there", other.extra),
         ("Of another float type in the checkpoint, so it is converted", cast),
     )
-    return [f"{what}: {listing(names, 1000)}." for what, names in told if names]
+    return [f"{what}: {folded(names, MOST_ROWS)}." for what, names in told if names]
 
 
 def _castable(saved: Any, here: Any) -> bool:

@@ -11,7 +11,7 @@ from trainer.checkpoints.lock import Lock
 from trainer.devices import agreement
 from trainer.devices.strategy import is_chief
 from trainer.flags.config import Config
-from trainer.groups import plan as plans
+from trainer.groups import plan_table
 from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
 from trainer.report.screen import Screen
 from trainer.run import resume, saving
@@ -23,6 +23,8 @@ from trainer.signals import Stop
 from trainer.training.evaluation import evaluator
 from trainer.training.loop import Loop, Result
 from trainer.training.program import Program
+
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as a manifest has them
 
 
 @dataclass
@@ -105,14 +107,16 @@ def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: H
     return reporter
 
 
-def show_plan(screen: Screen, plan: Mapping[str, Any]) -> None:
-    """The table of the variables, the rules, and the table of the groups."""
-    columns, rows, below = plans.table(plan)
+def show_plan(screen: Screen, plan: Mapping[str, Any], full: bool = False) -> None:
+    """The table of the variables, folded unless `full`, the rules, and the table of the groups."""
+    columns, rows, below = plan_table.table(plan, None) if full else plan_table.table(plan)
     screen.table(f"Plan: {plan['total']} steps; @N: learning rate at step N; wd: weight decay", columns, rows)
     for sentence in below:
         screen.note(sentence)
-    columns, rows = plans.totals_table(plan)
+    columns, rows = plan_table.totals_table(plan)
     screen.table("Groups", columns, rows)
+    for sentence in plan_table.warnings(plan):
+        screen.warn(sentence)
 
 
 def _start(begun: _Begun) -> tuple[Program, dict[str, str]]:
@@ -178,7 +182,8 @@ def _check_workers(program: Program, what: str, remedy: str) -> None:
 def _metrics(resumed: Resume) -> dict[str, float]:
     """Of the evaluation at the end of a finished run, as far as its manifest tells."""
     metrics = resumed.entry.meta.get("metrics")
-    return {k: float(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {}
+    pairs = metrics.items() if isinstance(metrics, dict) else ()
+    return {k: float(v) for k, v in pairs if isinstance(v, int | float) or v in _NOT_FINITE}
 
 
 def _summary(
