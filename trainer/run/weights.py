@@ -14,6 +14,7 @@ from trainer.checkpoints.manifest import Entry
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
+from trainer.groups.plan import trained_at
 from trainer.report.screen import Screen
 from trainer.run.build import Built
 from trainer.run.saving import lower_is_better
@@ -30,6 +31,7 @@ _RECORDED = (
     "eval_split",
     "batch_size",
     "precision",
+    "seed",
 )
 
 
@@ -39,6 +41,11 @@ class Saved:
 
     entry: Entry | None
     arrays: Mapping[str, np.ndarray]
+
+    @property
+    def trained(self) -> frozenset[str] | None:
+        """Names of the weights that trained at the checkpoint's step; None where no plan tells."""
+        return trained_at(self.entry.meta.get("plan"), self.entry.step) if self.entry else None
 
     def assign(self, config: Config, built: Built, screen: Screen) -> str:
         """Gives the model its weights; says in words which ones.
