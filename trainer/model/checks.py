@@ -143,10 +143,14 @@ class LossTrace:
         return Traced(tuple(sorted(self._metrics[True])), frozenset(self._assigned))
 
     def _traced(self, batched: Any, training: bool, strategy: tf.distribute.Strategy) -> None:
-        def on_replicas(batch: Any) -> None:
-            once = lambda b: self._trace(b, training)  # noqa: E731
-            strategy.run(tf.function(once) if self.nested and training else once, args=(batch,))
+        def once(batch: Any) -> None:
+            inner = lambda b: self._trace(b, training)  # noqa: E731
+            (tf.function(inner) if self.nested and training else inner)(batch)
 
+        def on_replicas(batch: Any) -> None:
+            strategy.run(once, args=(batch,))
+
+        keras.random.normal([0])  # makes Keras's own generator, which takes its seed from Python's
         before = _host_generators()
         what = "--model: its loss" + ("" if training else " in evaluation")
         with _nested(self.nested):
