@@ -110,8 +110,11 @@ def make(
         group=rules,
         batch_size=batch // accumulate,
         train_for=steps,
-        eval_split="none",
-        **{"on_nonfinite": "skip" if flags.get("precision") == "mixed_float16" else "off", **flags},
+        **{
+            "eval_split": "none",
+            "on_nonfinite": "skip" if flags.get("precision") == "mixed_float16" else "off",
+            **flags,
+        },
     )
     config.check()
     run = assemble(config, on=(strategy or tf.distribute.get_strategy(), "as given"))

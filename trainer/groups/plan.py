@@ -121,8 +121,35 @@ def _rows(variables: Sequence[ModelVariable], parts: Partition, steps: Sequence[
         else:
             row["group"] = FROZEN if v.trainable else plan_table.UNTRAINED
             row |= dict.fromkeys(("optimizer", "from", "until", "rates", "weight_decay"))
+        row["moves"] = _moving(v, parts.phases)
         rows.append({**row, "state_bytes": sizes.get(v.name, 0)})
     return rows
+
+
+def _moving(v: ModelVariable, phases: Sequence[Phase]) -> str | None:
+    """In which steps the forward pass moves a state variable: `yes`, `no`, or `3..8 12..20`."""
+    if v.trainable:
+        return None
+    moving: list[list[int]] = []
+    for phase in phases if v.assigned else ():
+        if v.name in phase.still:
+            continue
+        if moving and moving[-1][1] == phase.start:
+            moving[-1][1] = phase.stop
+        else:
+            moving.append([phase.start, phase.stop])
+    if moving == [[0, phases[-1].stop]]:
+        return "yes"
+    return " ".join(f"{start}..{stop}" for start, stop in moving) or "no"
+
+
+def trained_at(plan: Any, step: int) -> frozenset[str] | None:
+    """Names of the weights that train in the last of `step` steps done; None where `plan` does not tell."""
+    try:
+        groups = next((names for _, stop, names in plan["phases"] if step <= stop), plan["phases"][-1][2])
+        return frozenset(str(name) for group in groups for name in plan["groups"][group]["variables"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def _group(group: Group) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def table(
         **({"factor": [_short(row["factor"]) if "depth" in row else "-" for row in rows]} if deep else {}),
         **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in at},
         "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
+        "moves": [row.get("moves") or "-" for row in rows],
         "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
         "state": [_size(row["state_bytes"]) for row in rows],
         "start value": [row["start"] for row in rows],
@@ -39,6 +40,7 @@ def table(
     for column, sentence in (
         ("trains", "Every trained variable trains in steps {}."),
         ("wd", "Every trained variable has weight decay {}."),
+        ("moves", "The forward pass moves of the state of layers: {}."),
         ("start value", "Every start value comes from: {}."),
     ):
         values = set(cells[column]) - ({"-"} if column != "start value" else set())
@@ -63,7 +65,9 @@ def _folded(
     for label, own in folds:
         main = [i for i in own if kinds[i] is not None] or own
         for name, column in columns.items():
-            cells[name].append(together([column[i] for i in (own if name == "start value" else main)]))
+            of_state = [i for i in own if column[i] != "-"] or own
+            chosen = {"start value": own, "moves": of_state}.get(name, main)
+            cells[name].append(together([column[i] for i in chosen]))
         if len(own) > 1:
             never = f", {len(own) - len(main)} of state" if len(main) < len(own) else ""
             cells["variable"][-1], cells["shape"][-1] = label, f"{len(own)} variables{never}"

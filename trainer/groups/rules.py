@@ -123,8 +123,9 @@ def assign(rules: Sequence[Rule], variables: Sequence[ModelVariable]) -> list[Ow
 
     Raises:
       UserError: a pattern that takes too long to match; a trainable variable no rule covers; a rule that
-        matches nothing, or only variables that the model itself declares not trainable; a rule wholly
-        shadowed by earlier ones. All such faults are in one message, but for the first.
+        matches nothing, or, unless it says `frozen`, only variables that the model itself declares not
+        trainable; a rule wholly shadowed by earlier ones. All such faults are in one message, but for the
+        first.
     """
     patterns.check_bounded([(rule.flag, rule.pattern) for rule in rules], _names(variables))
     owned: list[list[ModelVariable]] = [[] for _ in rules]
@@ -139,6 +140,7 @@ def assign(rules: Sequence[Rule], variables: Sequence[ModelVariable]) -> list[Ow
         elif variable.trainable:
             uncovered.append(variable.name)
     faults = [_unused(i, rules, owned, matched[i], variables) for i in range(len(rules)) if not owned[i]]
+    faults = [fault for fault in faults if fault]
     if uncovered:
         faults.append(
             f"--group: no rule covers {listing(uncovered)}. Add a last rule for the rest, such as "
@@ -156,8 +158,9 @@ def _unused(
     matched: Sequence[ModelVariable],
     variables: Sequence[ModelVariable],
 ) -> str:
-    """Why the rule at `index` owns no variable."""
+    """Why the rule at `index` says nothing; empty where it freezes state."""
     rule = rules[index]
+    state = [v for v in matched if not v.random]
     trainable = {v.name for v in matched if v.trainable}
     if trainable:
         before = [rules[i].text for i in range(index) if trainable & {v.name for v in owned[i]}]
@@ -165,10 +168,24 @@ def _unused(
             f"{rule.flag}: every variable it matches ({listing(sorted(trainable))}) belongs to an "
             f"earlier rule: {' | '.join(before)}. The first match wins, so put the narrower rule first."
         )
+    if state and rule.optimizer is None:
+        first = [first_match(rules, v) for v in state]
+        if rule in first:
+            return ""
+        earlier = listing(dict.fromkeys(r.text for r in first if r))
+        return (
+            f"{rule.flag}: the state it matches ({listing(v.name for v in state)}) is matched by an earlier "
+            f"rule: {earlier}. The first match wins, so put the narrower rule first."
+        )
+    if state:
+        return (
+            f"{rule.flag}: matches only {listing(v.name for v in state)}, which the model itself declares "
+            "not trainable. Remove the rule, or say `frozen` to keep that state as it is."
+        )
     if matched:
         return (
-            f"{rule.flag}: matches only {listing(v.name for v in matched)}, which the model itself "
-            "declares not trainable. Remove the rule."
+            f"{rule.flag}: matches only {listing(v.name for v in matched)}, random state, which is another "
+            "at every step. Remove the rule."
         )
     names = [v.name for v in variables if v.trainable]
     return (
@@ -179,6 +196,11 @@ def _unused(
 
 def _names(variables: Iterable[ModelVariable]) -> list[str]:
     return [name for v in variables for name in (v.name, *v.aliases)]
+
+
+def first_match(rules: Sequence[Rule], variable: ModelVariable) -> Rule | None:
+    """The first rule whose pattern matches the variable; None where none does."""
+    return next((rule for rule in rules if matches(rule.pattern, variable)), None)
 
 
 def matches(pattern: re.Pattern[str], variable: ModelVariable) -> bool:

@@ -26,7 +26,7 @@ def run(config: Config) -> int:
         screen = Screen(quiet=not is_chief(built.strategy))
         split = evaluation_split(config, built, open_source(config))
         assert split is not None
-        metrics = check_model(config, built, split, frozenset())
+        built, metrics = check_model(config, built, split, frozenset())
         for sentence in (built.engine, *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)
@@ -34,7 +34,7 @@ def run(config: Config) -> int:
         split.size()
         program = evaluation_program(config, built, metrics)
         examples = evaluation(config, built, split)
-        values = evaluate(program, program.evaluator(examples), examples)
+        values = evaluate(program, program.evaluator(examples, saved.trained), examples)
         data = f"{split.source.full_name} ({config.eval_split})"
         screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *values.items()])
     return 0

@@ -84,7 +84,7 @@ def run(config: Config) -> int:
         one = dataclasses.replace(config, strategy="one", devices="", virtual_devices=0, communication="auto")
         built, screen = build_model(one), Screen()
         split = training_split(one, built, open_source(one))
-        check_model(one, built, split, frozenset())
+        built, _ = check_model(one, built, split, frozenset())
         for sentence in (f"{built.engine}, for the export", *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)

@@ -11,6 +11,7 @@ import numpy as np
 from trainer.checkpoints import checkpoint
 from trainer.errors import UserError, near
 from trainer.flags.config import Config, defaults
+from trainer.groups.phases import phase_at
 from trainer.groups.plan import Plan
 from trainer.report.reporter import Hook, Hooks
 from trainer.report.screen import Screen
@@ -146,7 +147,8 @@ class Run:
                 raise UserError("--eval_split=none: name a split to evaluate on.")
             feed = evaluation(made.config, made.built, split)
             program.stop.assign(False)
-            return evaluate(program, program.evaluator(feed), feed)
+            phase = phase_at(made.parts.phases, int(program.state.step.numpy()))
+            return evaluate(program, program.evaluator(feed, phase.names), feed)
 
     def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; argument as of `evaluate`."""

@@ -145,7 +145,7 @@ def assemble(
     no_decay = select(config.no_decay, trained, "--no_decay")
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
-    metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
+    built, metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
     criterion = _criterion(config, built, metrics)
     clock = _clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
@@ -153,7 +153,7 @@ def assemble(
             duration(config, name, clock)
     factor, deep = _depths(config, built)
     per_variable = PerVariable({name: factor**depth for name, depth in deep.items()}, no_decay, deep)
-    parts = partition(owned, clock, built.strategy, per_variable, only_shapes=only_plan)
+    parts = partition(owned, clock, built.strategy, per_variable, only_plan, built.variables)
     _check_no_decay(config, parts)
     if not only_plan:
         split.source.prepare()
@@ -172,7 +172,8 @@ def evaluation_program(config: Config, built: Built, metrics: tuple[str, ...]) -
     """What evaluates the model's weights and cannot train them."""
     with built.strategy.scope():
         state = TrainState(built.variables, (), metrics, ema=False, loss_scale=False)
-    return Program(built.strategy, built.module, built.model, state, {}, Settings(batch=config.batch_size))
+    settings = Settings(batch=config.batch_size, seed=config.seed)
+    return Program(built.strategy, built.module, built.model, state, {}, settings)
 
 
 def duration(config: Config, name: str, clock: Clock) -> int:

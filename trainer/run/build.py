@@ -168,14 +168,23 @@ def evaluation_split(config: Config, built: Built, source: Source) -> Split | No
     return Split(source, config.eval_split, built.module.decode, "--eval_split")
 
 
-def check_model(config: Config, built: Built, split: Split, trained: frozenset[str]) -> tuple[str, ...]:
-    """Names of the metrics that the model's loss yields on the data.
+def check_model(
+    config: Config, built: Built, split: Split, trained: frozenset[str]
+) -> tuple[Built, tuple[str, ...]]:
+    """The model, with what its forward pass writes marked, and names of the metrics of its loss on the data.
 
     Raises:
       UserError: data that do not go with the model.
     """
     what = f"--dataset={split.source.name} with --model={config.model_name}"
     check_features(built.module, built.model, split.source.features, what)
+    nested = f"--accumulate={config.accumulate}" if config.accumulate > 1 else ""
+    nested = "--jit_compile" if config.jit_compile else nested
+    evaluates = config.eval_split != "none"
     with modules.naming(config.model_name):
-        trace = LossTrace(built.module, built.model, built.variables, trained)
-        return trace.check(split.spec(), config.batch_size // built.share.replicas, built.strategy)
+        trace = LossTrace(built.module, built.model, built.variables, trained, nested)
+        found = trace.check(
+            split.spec(), config.batch_size // built.share.replicas, built.strategy, evaluates
+        )
+    marked = (dataclasses.replace(v, assigned=v.name in found.assigned) for v in built.variables)
+    return dataclasses.replace(built, variables=tuple(marked)), found.metrics

@@ -6,18 +6,17 @@ beyond that is shown, ready to paste by whoever trusts it.
 """
 
 import dataclasses
-import pkgutil
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import models
 from trainer.checkpoints.manifest import Entry
 from trainer.data.sources.tfds_builders import is_known
 from trainer.errors import UserError
 from trainer.flags.calls import parse_call
 from trainer.flags.config import Config
+from trainer.model.find import bundled_models
 
 _TAKEN = (
     "model",
@@ -83,8 +82,7 @@ def _is_bundled(text: str) -> bool:
         call = parse_call(text, "--model")
     except UserError:
         return False
-    names = {module.name for module in pkgutil.iter_modules(models.__path__)}
-    return call.name in names and all(map(_is_plain, [*call.args, *call.kwargs.values()]))
+    return call.name in bundled_models() and all(map(_is_plain, [*call.args, *call.kwargs.values()]))
 
 
 def _is_plain(value: Any) -> bool:

@@ -14,6 +14,7 @@ from trainer.errors import UserError, listing
 from trainer.flags import criteria
 from trainer.flags.config import Config
 from trainer.flags.criteria import Criterion
+from trainer.groups.plan import trained_at
 from trainer.report.screen import Screen
 from trainer.run import recorded
 from trainer.run.build import Built, module_of
@@ -27,6 +28,11 @@ class Saved:
 
     entry: Entry | None
     arrays: Mapping[str, np.ndarray]
+
+    @property
+    def trained(self) -> frozenset[str] | None:
+        """Names of the weights that trained at the checkpoint's step; None where no plan tells."""
+        return trained_at(self.entry.meta.get("plan"), self.entry.step) if self.entry else None
 
     def assign(self, config: Config, built: Built, screen: Screen) -> str:
         """Gives the model its weights; says in words which ones.

@@ -7,11 +7,12 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.data.feed import Feed
+from trainer.groups.phases import Phase
 from trainer.report.reporter import Reporter
 from trainer.training import window
 from trainer.training.program import Program
 
-Evaluate = Callable[[], dict[str, float]]
+Evaluate = Callable[[Phase], dict[str, float]]
 
 
 def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
@@ -32,7 +33,7 @@ def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
 
 
 def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tuple[str, ...]) -> Evaluate:
-    """A function that evaluates the weights as they stand and reports the result.
+    """A function that evaluates the weights as they stand after a step of a phase, and reports the result.
 
     It returns nothing, and has reported nothing, where it was stopped before the end.
 
@@ -43,15 +44,17 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
       weights: `raw`, `ema` or both, in the order to evaluate them in; the last one's metrics are
         what the function returns.
     """
-    function = program.evaluator(examples)
+    functions: dict[frozenset[str], Any] = {}  # compiled anew only where the phase makes a difference
     swap = tf.function(lambda: program.state.swap_averages(program.strategy))
 
-    def one(kind: str) -> dict[str, float]:
+    def one(kind: str, phase: Phase) -> dict[str, float]:
+        key = program.evaluated_otherwise & phase.names
+        function = functions.setdefault(key, program.evaluator(examples, phase.names))
         with _swapped(swap) if kind == "ema" else contextlib.nullcontext():
             return evaluate(program, function, examples)
 
-    def all_kinds() -> dict[str, float]:
-        results = {kind: one(kind) for kind in weights}
+    def all_kinds(phase: Phase) -> dict[str, float]:
+        results = {kind: one(kind, phase) for kind in weights}
         if not all(results.values()):
             return {}
         step = int(program.state.step.numpy())

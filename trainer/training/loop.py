@@ -15,9 +15,10 @@ import tensorflow as tf
 from trainer.data.feed import Feed
 from trainer.devices.strategy import worker
 from trainer.errors import UserError, listing
-from trainer.groups.phases import Events, Phase
+from trainer.groups.phases import Events, Phase, phase_at
 from trainer.report.reporter import Reporter
 from trainer.training import window
+from trainer.training.evaluation import Evaluate
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -68,7 +69,7 @@ class Loop:
       events: of the run.
       feed: training batches.
       reporter: for screen, files and hooks.
-      evaluate: returns `{metric: value}` of the evaluation split; None for no evaluation.
+      evaluate: returns `{metric: value}` of the evaluation split after a step of a phase; None for none.
       save: writes a checkpoint of this step with the metrics of an evaluation at it; None for none.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
@@ -79,7 +80,7 @@ class Loop:
     events: Events
     feed: Feed
     reporter: Reporter
-    evaluate: Callable[[], dict[str, float]] | None
+    evaluate: Evaluate | None
     save: Callable[[int, dict[str, float]], None] | None
     evaluate_first: bool = False
     save_evaluated: bool = False
@@ -148,7 +149,8 @@ class Loop:
 
     def _evaluate(self, result: Result) -> None:
         """An evaluation at this step; it may be cut short, or end the run."""
-        result.metrics = self.evaluate() if self.evaluate else {}
+        phase = phase_at(self.phases, result.step)
+        result.metrics = self.evaluate(phase) if self.evaluate else {}
         result.stopped = bool(self.program.stopped.numpy())
         self._heed_hooks(result)
 

@@ -5,20 +5,19 @@ backward over its share of the batch, and one packed all-reduce sums gradients, 
 apply half (`updates.py`), which a non-finite step skips, each group's Keras optimizer moves its variables.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from trainer.data.feed import MASK, Feed
+from trainer.data.feed import Feed
 from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
 from trainer.model.module import ModelModule
-from trainer.model.names import ModelVariable
 from trainer.training import window
-from trainer.training.gradients import Gradients, Settings, StepResult, regularization, staged
+from trainer.training.forward import Forward
+from trainer.training.gradients import Gradients, Settings, StepResult, staged
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
 
@@ -49,7 +48,7 @@ class Program:
         self.state = state
         self.schedules = schedules
         self.settings = settings
-        self.frozen = FrozenLayers(model, state.variables)
+        self.frozen = FrozenLayers(state.variables)
         self.replicas = strategy.num_replicas_in_sync
         with tf.device("CPU:0"):
             # Set from outside while a call runs: the loop ends after the step in hand.
@@ -71,15 +70,14 @@ class Program:
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         """The compiled loop of one phase: `(chunk, n) -> steps done`, n an int32 scalar tensor.
 
-        Less than n steps are done when `stop` was set or a step halted. Layers all of whose
-        variables are frozen in this phase run as `trainable=False` from now on.
+        Less than n steps are done when `stop` was set or a step halted. Layers that are frozen in this
+        phase run as `trainable=False` from now on.
         """
-        self.frozen.enter(phase.names)
-        active = self._active(phase)
+        self.frozen.enter(phase.names, phase.still)
         halts = self.settings.on_nonfinite == "halt"
 
         def step(i: tf.Tensor, _: tf.Tensor, chunk: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            return i + 1, self._step(phase, active, feed, feed.draw(chunk, i))
+            return i + 1, self._step(phase, feed, feed.draw(chunk, i))
 
         # AutoGraph is for the user's functions alone: it would take seconds over ours at every start.
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
@@ -95,29 +93,26 @@ class Program:
 
         return train
 
-    def evaluator(self, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
-        """The compiled evaluation: `(chunk, n) -> window` float64 of n batches together."""
+    def evaluator(
+        self, feed: Feed, active: frozenset[str] | None = None
+    ) -> Callable[[Any, tf.Tensor], tf.Tensor]:
+        """The compiled evaluation: `(chunk, n) -> window` float64 of the first n batches together.
 
-        trained = [v for v in self.state.variables if v.trainable]
-        half = self.gradient_half
+        What is random in it starts from the seed and the position of the first example of a replica's
+        share: no two batches repeat, and another batch size draws others.
 
-        def one(drawn: Any) -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            replica = context.replica_id_in_sync_group
-            batch = dict(feed.take(drawn, replica, self.replicas))
-            mask = batch.pop(MASK)
-            batch = half.preprocess(batch, False, tf.zeros([2], tf.int32))
-            with keras.StatelessScope(collect_losses=True) as scope:
-                losses, metrics = half.loss(batch, False)
-            # Such a loss is a batch's; it counts for each of the examples that are real.
-            own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(trained))
-            sums = half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
-            return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0)
+        Args:
+          feed: an evaluation feed.
+          active: names of the weights that train at this step: the regularisers of others count for
+            nothing, as in training. None for all that the model does not declare frozen.
+        """
+        forward = Forward(self.gradient_half, feed, active)
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
         def evaluate(chunk: Any, n: tf.Tensor) -> tf.Tensor:
             def batch(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
+                sums, before = self.strategy.run(forward.sums, args=(feed.draw(chunk, i), i))
+                self.apply_half.assign(before)
                 return i + 1, total + tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
 
             zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
@@ -128,18 +123,25 @@ class Program:
 
         return evaluate
 
+    @property
+    def evaluated_otherwise(self) -> frozenset[str]:
+        """Names of the weights that make a difference in evaluation by whether they train."""
+        own = (v for v in self.state.variables if v.trainable and v.keras is not None)
+        return frozenset(v.name for v in own if v.assigned or getattr(v.keras, "regularizer", None))
+
     def gradients(self, phase: Phase, feed: Feed) -> Callable[[Any], tuple[dict[str, Any], tf.Tensor]]:
         """`chunk -> ({variable: gradient}, window)` of the chunk's first step, applied to nothing.
 
         The gradients are summed over the replicas and neither clipped nor unscaled.
         """
-        active = self._active(phase)
+        self.frozen.enter(phase.names, phase.still)
+        active = self.gradient_half.active(phase)
 
         @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
             drawn = feed.draw(chunk, tf.constant(0))
             parts = self.strategy.run(
-                lambda d: tuple(self.gradient_half.reduced(active, feed, d)), args=(drawn,)
+                lambda d: tuple(self.gradient_half.reduced(phase, feed, d)), args=(drawn,)
             )
             result = StepResult(*parts)
             self.apply_half.assign(result.before)
@@ -149,12 +151,9 @@ class Program:
 
         return compute
 
-    def _active(self, phase: Phase) -> list[ModelVariable]:
-        return [v for v in self.state.variables if v.name in phase.names]
-
-    def _step(self, phase: Phase, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> tf.Tensor:
+    def _step(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
         """One step; returns whether the loop is to stop after it."""
-        parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(active, feed, d)), args=(drawn,))
+        parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
         if self.gradient_half.gated:
