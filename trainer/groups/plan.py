@@ -22,6 +22,8 @@ from trainer.groups.rules import FROZEN
 from trainer.model.names import ModelVariable
 from trainer.text import aligned
 
+# What plans of earlier versions, and of data that are not prepared, do not have.
+_MAY_LACK = ("fingerprint", "classes")
 # What a longer run may change, and what only describes it.
 _OF_THE_END = ("total", "phases", "rows", "totals", "rates_at", "rules")
 
@@ -244,7 +246,8 @@ def differences(saved: Mapping[str, Any], plan: Mapping[str, Any], done: int) ->
     before, after = _identity(saved), _identity(plan)
     lines = []
     for key in dict.fromkeys([*before, *after]):
-        if key not in after or key not in before or before[key] != after[key]:
+        lacking = key not in after or key not in before
+        if (lacking and key not in _MAY_LACK) or (not lacking and before[key] != after[key]):
             lines += [f" - {key}: {before[key]}"] if key in before else []
             lines += [f" + {key}: {after[key]}"] if key in after else []
     if not lines and saved["total"] != plan["total"]:

@@ -82,7 +82,7 @@ def train(
         files = workdir.path if workdir and is_chief(strategy) else None
         reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
         stack.callback(reporter.close)
-        for note in (made.built.engine, *made.split.source.notes):
+        for note in (made.built.engine, *made.notes):
             reporter.note(note)
         entry = saving.newest(workdir.checkpoints, reporter, strategy) if workdir else None
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
