@@ -321,7 +321,7 @@ def test_parts_of_splits(split, toy):
 
 
 def test_shuffles_in_blocks_reach_every_example(toy, monkeypatch):
-    monkeypatch.setattr("trainer.data.sources.tfds.BLOCK_BYTES", 1)
+    monkeypatch.setattr("trainer.data.shards.BLOCK_BYTES", 1)
     big = training_feed("streaming", Split(toy, "train", None), Share(strategy_of(1)), SIZE, 0)
     got = draw(big, strategy_of(1), 0, [2])["number"]
     assert sorted(got[0]) == sorted(got[1]) == list(range(SIZE))
@@ -398,6 +398,8 @@ def test_residency(toy, monkeypatch):
         "streaming",
     ]
     monkeypatch.setattr("trainer.data.choice.room", lambda devices: 103 * 96 - 1)
+    assert choose("auto") == "host"
+    monkeypatch.setattr("trainer.data.choice.host_room", lambda: 103 * 96 - 1)
     assert choose("auto") == "streaming"
     with pytest.raises(UserError, match=r"--data_residency=resident: toy train takes .* MiB"):
         choose("resident")

@@ -1,48 +1,188 @@
 """Reading a split: its elements decoded in groups, and the whole of it as arrays."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.bad import refuse_bad
+from trainer.data.padding import dense, mask_of, signature, varies
 from trainer.data.source import Split
 from trainer.errors import UserError
 
 GROUP = 64  # elements that are decoded by one call: half the time of one call each
 
 
+@dataclass(frozen=True)
+class Flat:
+    """Examples of different lengths, one after the other.
+
+    Attributes:
+      values: [sum of lengths, ...].
+      lengths: int64 [examples].
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each example begins, int64 [examples]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def __len__(self) -> int:
+        """How many examples."""
+        return len(self.lengths)
+
+    def __getitem__(self, chosen: slice) -> "Flat":
+        """The examples of a slice without steps."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        first, stop, _ = chosen.indices(len(self))
+        return Flat(self.values[ends[first] : ends[max(stop, first)]], self.lengths[first:stop])
+
+
+Stored = np.ndarray | Flat
+
+
 def decoder(split: Split) -> Callable[[Any], dict[str, Any]]:
     """Makes examples, [group, ...], of a group of elements; traceable."""
-    spec, decode = split.spec(), split.decode
+    source, decode = split.source, split.decode
+    if decode is None:
+        return source.examples
+    made = signature(split.layout())
+    spec = source.spec()
+    if all(part.shape.is_fully_defined() or varies(part) for part in tf.nest.flatten(spec)):
+
+        def examples(elements: Any) -> dict[str, Any]:
+            group = source.examples(elements)
+            return tf.map_fn(decode, group, fn_output_signature=made, parallel_iterations=1)
+
+        return examples
 
     def one(element: Any) -> dict[str, Any]:
-        example = split.source.example(element)
-        return example if decode is None else decode(example)
+        return decode(source.example(element))
 
-    return lambda elements: tf.map_fn(one, elements, fn_output_signature=spec, parallel_iterations=1)
+    return lambda elements: tf.map_fn(one, elements, fn_output_signature=made, parallel_iterations=1)
 
 
 def load(split: Split) -> dict[str, Any]:
-    """The decoded split as NumPy arrays [examples, ...], in order.
+    """The decoded split as arrays [examples, ...], in order; `Flat` where lengths differ.
 
     Raises:
-      UserError: the source holds more or fewer examples than it says.
+      UserError: the source holds more or fewer examples than it says, or one that cannot be used.
     """
-    size, spec = split.examples, split.spec()
     if split.decode is None and (arrays := split.source.arrays(split.name)) is not None:
         return arrays
-    arrays = tf.nest.map_structure(lambda s: np.empty([size, *s.shape], s.dtype.as_numpy_dtype), spec)
-    decoded = split.ordered().batch(GROUP).map(decoder(split), tf.data.AUTOTUNE, deterministic=True)
-    filled = 0
-    for part in decoded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-        rows = len(tf.nest.flatten(part)[0])
-        for array, values in zip(tf.nest.flatten(arrays), tf.nest.flatten(part), strict=True):
-            array[filled : filled + rows] = values[: max(0, size - filled)]
-        filled += rows
+    size, layout = split.examples, split.layout()
+    columns = [_Column(spec, size) for spec in tf.nest.flatten(layout)]
+    decode = decoder(split)
+    groups = grouped(split).map(lambda e: tf.nest.flatten(decode(e)), tf.data.AUTOTUNE, deterministic=True)
+    with telling(split, lambda: elements_of(split)):
+        for part in groups.prefetch(tf.data.AUTOTUNE):
+            for column, values in zip(columns, part, strict=True):
+                column.add(values)
+    filled = columns[0].filled
     if filled != size:
         raise UserError(
             f"--dataset={split.source.name}: {split.name} has {filled} examples and should have {size}; the "
             f"files are damaged. {split.source.remedy}"
         )
+    arrays = tf.nest.pack_sequence_as(layout, [column.stored for column in columns])
+    refuse_bad(arrays, split.source.name, split.name, split.bad)
     return arrays
+
+
+def batch_of(split: Split) -> dict[str, Any]:
+    """The decoded split as one batch, as a model sees it: padded, with masks."""
+    arrays = load(split)
+    for name in split.padded:
+        flat, pad = arrays[name], split.pads[name]
+        ragged = tf.RaggedTensor.from_row_lengths(flat.values, flat.lengths)
+        values, mask = dense(ragged, pad, split.layout()[name])
+        arrays = {**arrays, name: values.numpy(), mask_of(name): mask.numpy()}
+    return arrays
+
+
+def elements_of(split: Split) -> tf.data.Dataset:
+    """The elements of a split, each once, in order."""
+    found = split.elements()
+    return tf.data.Dataset.from_tensor_slices(found) if isinstance(found, np.ndarray) else found.ordered()
+
+
+def grouped(split: Split) -> tf.data.Dataset:
+    """As `elements_of`, some at a time."""
+    return elements_of(split).batch(GROUP)
+
+
+@contextlib.contextmanager
+def telling(split: Split, elements: Callable[[], tf.data.Dataset]) -> Iterator[None]:
+    """What goes wrong in reading or decoding becomes a message that names the example.
+
+    TensorFlow does not say which of the examples in work it was. They are tried again, one by one.
+
+    Raises:
+      UserError: one of `elements` cannot be read or decoded.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        told = fault(split, elements())
+        raise (told or error) from error
+
+
+def fault(split: Split, elements: tf.data.Dataset) -> UserError | None:
+    """The first of `elements` that cannot be read or decoded, as a message; None where all can."""
+    decode, at, element = decoder(split), -1, None
+    try:
+        for at, element in enumerate(elements.batch(1)):  # noqa: B007
+            decode(element)
+    except (tf.errors.OpError, ValueError) as error:
+        if isinstance(error, UserError):
+            return error
+        reason = " ".join(str(getattr(error, "message", error)).split())
+        reason = reason.partition("Traceback (most recent call last)")[0] or reason[-400:]
+        which = (
+            f"number {int(element[0])}" if getattr(element, "dtype", None) == tf.int64 else f"number {at + 1}"
+        )
+        where = getattr(split.source, "described", lambda number: "")
+        place = where(int(element[0])) if getattr(element, "dtype", None) == tf.int64 else ""
+        return UserError(
+            f"--dataset={split.source.name}: an example of {split.name} cannot be read, {place or which}: "
+            f"{reason[:400]} {split.source.remedy}"
+        )
+    return None
+
+
+class _Column:
+    """One part of the examples of a split, filled group by group."""
+
+    def __init__(self, spec: tf.TensorSpec, size: int) -> None:
+        self.spec, self.size, self.filled = spec, size, 0
+        self.parts: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
+        if not varies(spec):
+            self.array = np.empty((size, *spec.shape), spec.dtype.as_numpy_dtype)
+
+    def add(self, values: Any) -> None:
+        """The next group."""
+        if varies(self.spec):
+            self.parts.append(values.flat_values.numpy())
+            self.lengths.append(values.row_lengths().numpy())
+            rows = len(self.lengths[-1])
+        else:
+            group = values.numpy()
+            rows = len(group)
+            self.array[self.filled : self.filled + rows] = group[: max(0, self.size - self.filled)]
+        self.filled += rows
+
+    @property
+    def stored(self) -> Stored:
+        """All of it."""
+        if not varies(self.spec):
+            return self.array
+        return Flat(np.concatenate(self.parts), np.concatenate(self.lengths))

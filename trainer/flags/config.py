@@ -107,14 +107,23 @@ class Config:
         _WHAT, "", "FACTOR [by=REGEX]: each rate times FACTOR to the power of the variable's depth in blocks."
     )
     dataset: str | DatasetLike | Mapping[str, Any] = _flag(
-        _DATA, "", "A TFDS name or a builder in datasets/: `mnist`, `digits`."
+        _DATA,
+        "",
+        "A TFDS name, a file or folder of your own, or a function: `mnist`, `table.csv`, `photos/`.",
     )
     fallback_dataset: str = _flag(_DATA, "", "What to train on where --dataset cannot be had.")
     data_dir: str = _flag(_DATA, "", "Where TFDS keeps prepared data (TFDS's own default if empty).")
     manual_dir: str = _flag(_DATA, "", "Where the original files of the data set lie.")
     data_residency: str = _flag(
-        _DATA, "auto", "Data on the device or read as it goes.", ("auto", "resident", "streaming")
+        _DATA,
+        "auto",
+        "Data on the device, decoded on the host, or read as it goes.",
+        ("auto", "resident", "host", "streaming"),
     )
+    pad: Sequence[str] = _flag(
+        _DATA, [], "FEATURE [multiple=N] [max=N] [value=X] [bucket=BATCHES]: bring lengths to one; repeats."
+    )
+    bad_examples: str = _flag(_DATA, "refuse", "Examples that cannot be used.", ("refuse", "skip", "keep"))
     train_split: str = _flag(_DATA, "train", "Split to train on.")
     eval_split: str = _flag(_DATA, "test", "Split to evaluate on; `none` for no evaluation.")
     batch_size: int = _flag(_DATA, 128, "Examples per batch over all replicas.")

@@ -24,6 +24,8 @@ from trainer.model.names import ModelVariable
 from trainer.text import aligned
 
 _VARIABLE = "variable "  # begins the keys that tell of one
+# What plans of earlier versions, and of data that are not prepared, do not have.
+_MAY_LACK = ("fingerprint", "classes")
 # What a longer run may change, and what only describes it.
 _OF_THE_END = ("total", "phases", "rows", "totals", "rates_at", "rules")
 
@@ -211,7 +213,8 @@ def differences(saved: Mapping[str, Any], plan: Mapping[str, Any], done: int) ->
     """
     before, after = _identity(saved), _identity(plan)
     keys = dict.fromkeys([*before, *after])
-    other = [k for k in keys if k not in after or k not in before or before[k] != after[k]]
+    lacking = {k for k in keys if k not in after or k not in before}
+    other = [k for k in keys if (k not in _MAY_LACK if k in lacking else before[k] != after[k])]
     of_variables = [key for key in other if key.startswith(_VARIABLE)]
     lines = []
     for key in other if len(of_variables) <= MOST_ROWS else [k for k in other if k not in of_variables]:

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import files
-from trainer.data.records import load
+from trainer.data.records import batch_of
 from trainer.data.source import Split
 from trainer.errors import UserError, listing, told
 from trainer.flags.config import Config
@@ -182,7 +182,7 @@ def _examples(split: Split, signature: Mapping[str, Any]) -> Batch:
         return {k: np.zeros([2, *s.shape[1:]], s.dtype.as_numpy_dtype) for k, s in signature.items()}
     name = split.name.partition("[")[0].partition("+")[0]
     whole = dataclasses.replace(split, name=name)
-    arrays = load(dataclasses.replace(split, name=f"{name}[:{min(8, whole.examples)}]"))
+    arrays = batch_of(dataclasses.replace(split, name=f"{name}[:{min(8, whole.examples)}]"))
     return {name: arrays[name] for name in signature}
 
 

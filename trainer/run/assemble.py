@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.data.choice import evaluation_feed, residency, training_feed
+from trainer.data.choice import evaluation_feed, order_of, residency, training_feed
 from trainer.data.feed import Feed
-from trainer.data.source import Split
+from trainer.data.source import Split, shared
+from trainer.data.sources.arrays import ClassNames
 from trainer.errors import UserError
 from trainer.flags import criteria, layer_decay
 from trainer.flags.config import Config
@@ -38,8 +39,8 @@ class Assembled:
       split: the examples to train on, of the data that the run really uses.
       parts: who trains what, how and when.
       metrics: names of the model's metrics.
-      residency: how training batches are drawn, `resident` or `streaming`: their orders differ. Empty
-        where the data are not prepared yet.
+      residency: how training batches are drawn, one of `choice.WAYS`. Empty where the data are not
+        prepared yet.
       starts: by variable name, the weight of `--init_from` that it starts from.
       criterion: what evaluations are compared by; None without `--keep_best`.
     """
@@ -77,7 +78,7 @@ class Assembled:
             "model": config.model_name,
             "data": self.split.source.full_name,
             "train_split": config.train_split,
-            "order": self.residency,
+            "order": order_of(self.residency, self.split) if self.residency else "",
             "batch_size": self.parts.clock.batch,
             "accumulate": config.accumulate,
             "seed": config.seed,
@@ -87,7 +88,36 @@ class Assembled:
             "layer_decay": layer_decay.parse(str(config.layer_decay)).factor,
             "no_decay": config.no_decay,
         }
+        settings |= self._of_the_data()
         return plan.make(settings, self.built.variables, self.parts, start_of or {})
+
+    def _of_the_data(self) -> dict[str, Any]:
+        """What of the plan only some data have."""
+        source, config = self.split.source, self.config
+        told: dict[str, Any] = {}
+        if self.residency:
+            told["fingerprint"] = source.fingerprint()
+        if config.pad:
+            told["pad"] = list(config.pad)
+        if config.bad_examples != "refuse":
+            told["bad_examples"] = config.bad_examples
+        classes = {n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames)}
+        return told | ({"classes": classes} if classes else {})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on the data, for the log."""
+        source, config = self.split.source, self.config
+        notes, sizes = source.notes, source.sizes()
+        if sizes and config.eval_split != "none":
+            both = shared(config.train_split, config.eval_split, sizes)
+            if both:
+                notes = (
+                    *notes,
+                    f"--eval_split={config.eval_split}: {both:,} of its examples are trained on, too "
+                    f"(--train_split={config.train_split}). An evaluation of them says nothing about new data.",
+                )
+        return notes
 
     def program(self) -> Program:
         """The state and the compiled functions of the run; compiles nothing yet."""

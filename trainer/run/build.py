@@ -4,15 +4,15 @@ All of it is checked here against each other, and no example is read.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from trainer.data.opening import Places, open_data
+from trainer.data.padding import parse_pads
 from trainer.data.source import Source, Split
-from trainer.data.sources.arrays import Arrays
-from trainer.data.sources.tfds import open_dataset
+from trainer.data.sources.python import from_object
 from trainer.devices.agreement import check_same
 from trainer.devices.strategy import Share, prepare, strategy_for
 from trainer.errors import UserError
@@ -138,7 +138,11 @@ def module_of(config: Config) -> tuple[ModelModule, Call]:
 def check_dataset(config: Config) -> None:
     """Refuses flags that name no data set, before anything is built."""
     if isinstance(config.dataset, str) and not config.dataset:
-        raise UserError("--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits.")
+        raise UserError(
+            "--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits, or data of your own: "
+            "a file, a folder, a function (docs/data.md)."
+        )
+    parse_pads(config.pad)
 
 
 def open_source(config: Config) -> Source:
@@ -149,23 +153,23 @@ def open_source(config: Config) -> Source:
     """
     given = config.dataset
     if isinstance(given, str):
-        return open_dataset(given, config.data_dir, config.manual_dir, config.fallback_dataset)
-    if isinstance(given, Mapping):
-        nested = all(isinstance(value, Mapping) for value in given.values())
-        return Arrays(**(given if nested else {"train": given}))
-    return cast(Source, given)
+        places = Places(config.data_dir, config.manual_dir, config.fallback_dataset)
+        return open_data(given, places, config.bad_examples)
+    return from_object(given, config.dataset_name, config.bad_examples)
 
 
 def training_split(config: Config, built: Built, source: Source) -> Split:
     """The split to train on, as the model sees it."""
-    return Split(source, config.train_split, built.module.decode)
+    pads = parse_pads(config.pad)
+    return Split(source, config.train_split, built.module.decode, pads=pads, bad=config.bad_examples)
 
 
 def evaluation_split(config: Config, built: Built, source: Source) -> Split | None:
     """The split to evaluate on, as the model sees it; None with `--eval_split=none`."""
     if config.eval_split == "none":
         return None
-    return Split(source, config.eval_split, built.module.decode, "--eval_split")
+    split = training_split(config, built, source)
+    return dataclasses.replace(split, name=config.eval_split, flag="--eval_split")
 
 
 def check_model(

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry
-from trainer.data.choice import WAYS, residency
+from trainer.data.choice import order_of, with_order
 from trainer.devices.strategy import assign
 from trainer.errors import UserError
 from trainer.flags.calls import parse_call
@@ -102,9 +102,11 @@ def _in_the_order_of(made: Assembled, saved: Any) -> Assembled:
       UserError: that way cannot be had here.
     """
     before = saved.get("order") if isinstance(saved, dict) else None
-    if made.config.data_residency != "auto" or before == made.residency or before not in WAYS:
+    if made.config.data_residency != "auto" or before not in ("resident", "streaming"):
         return made
-    return replace(made, residency=residency(before, made.split, made.built.share))
+    if before == order_of(made.residency, made.split):
+        return made
+    return replace(made, residency=with_order(before, made.split, made.built.share))
 
 
 def _another(text: str, optimizer: GroupOptimizer) -> bool:

@@ -102,7 +102,7 @@ def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: H
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
     reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
-    for note in (made.built.engine, *made.split.source.notes):
+    for note in (made.built.engine, *made.notes):
         reporter.note(note)
     return reporter
 

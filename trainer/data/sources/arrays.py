@@ -1,23 +1,65 @@
 """Arrays in memory: `{split: {feature: array}}`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.feed import order
+from trainer.data.bad import bad_rows
+from trainer.data.fingerprints import fingerprint, of_array, of_files
+from trainer.data.records import Flat
 from trainer.data.source import parts
-from trainer.errors import UserError
+from trainer.errors import UserError, listing
 
-_AT_ONCE = 8192  # row numbers that the order is asked for at a time
+
+@dataclass(frozen=True)
+class ClassNames:
+    """A feature that is a class number, as a model's `check` sees it.
+
+    Attributes:
+      names: of the classes, in the order of their numbers.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+    dtype: tf.DType = tf.int64
+
+    @property
+    def num_classes(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where arrays came from, for those that did not come from Python.
+
+    Attributes:
+      files: they were read from.
+      root: the folder that the names of these files are told from.
+      notes: sentences on what was inferred.
+      classes: by feature, the names of its classes.
+      label: the feature that is a label, besides one that is called so.
+      missing: by split and feature, numbers of the examples in which there is no value.
+    """
+
+    files: tuple[Path, ...] = ()
+    root: Path = Path()
+    notes: tuple[str, ...] = ()
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    label: str = "label"
+    missing: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 class Arrays:
     """A data set out of NumPy arrays, a keyword a split.
 
-    float64 becomes `keras.config.floatx()`, as in Keras's `fit`; arrays of objects must hold strings.
+    float64 becomes `keras.config.floatx()`, as in Keras's `fit`; arrays of objects must hold strings, or
+    arrays of different lengths, which `--pad` brings to one.
 
     Args:
       name: what messages and the plan call it.
@@ -35,26 +77,80 @@ class Arrays:
       {'train': 80, 'test': 20}
     """
 
-    notes: tuple[str, ...] = ()
     remedy = "Give whole arrays."
     prepared = True
+    in_memory = True
 
     def __init__(self, name: str = "arrays", /, **splits: Mapping[str, Any]) -> None:
         self.name = name
         if not splits:
             raise UserError(f"--dataset={name}: no split. Write trainer.Arrays(train={{'x': array}}).")
         self._splits = {split: self._checked(split, features) for split, features in splits.items()}
+        self._origin = Origin()
 
-    def _checked(self, split: str, features: Any) -> dict[str, np.ndarray]:
+    @classmethod
+    def read(cls, name: str, splits: Mapping[str, Mapping[str, Any]], origin: Origin) -> "Arrays":
+        """Arrays that were read from files."""
+        made = cls(name, **splits)
+        made._origin = origin
+        return made
+
+    def cleaned(self, way: str) -> "Arrays":
+        """These arrays, their examples looked at, as `--bad_examples` has it; mapped files are not.
+
+        Raises:
+          UserError: an example cannot be used, and `way` is `refuse`.
+        """
+        splits, notes, origin = {}, [], self._origin
+        for split, arrays in self._splits.items():
+            rows = {name: self._bad(split, name, way) for name in arrays}
+            bad = np.unique(np.concatenate(list(rows.values()))).astype(np.int64)
+            if len(bad) and way != "skip":
+                name = next(name for name, found in rows.items() if len(found))
+                raise self._refusal(split, name, rows[name])
+            if len(bad):
+                size = len(next(iter(arrays.values())))
+                arrays = {
+                    name: _kept(array, np.delete(np.arange(size), bad)) for name, array in arrays.items()
+                }
+                notes.append(f"{len(bad)} of {size} examples of {split} are left out (--bad_examples=skip).")
+                if len(bad) == size:
+                    raise UserError(f"--dataset={self.name}: split {split} has no example that can be used.")
+            splits[split] = arrays
+        if not notes:
+            return self
+        return Arrays.read(self.name, splits, replace(origin, notes=(*origin.notes, *notes), missing={}))
+
+    def _bad(self, split: str, name: str, way: str) -> np.ndarray:
+        """Examples of a split whose feature `name` cannot be used: of floats `keep` keeps them."""
+        array, missing = self._splits[split][name], self._origin.missing.get(split, {}).get(name)
+        found = np.empty(0, np.int64) if missing is None else missing
+        values = array.values if isinstance(array, Flat) else array
+        if way == "keep":
+            return found if values.dtype.kind != "f" else np.empty(0, np.int64)
+        if isinstance(array, np.memmap):
+            return found
+        return np.union1d(found, bad_rows("label" if name == self._origin.label else name, array))
+
+    def _refusal(self, split: str, name: str, rows: np.ndarray) -> UserError:
+        array, missing = self._splits[split][name], self._origin.missing.get(split, {}).get(name, ())
+        value = f"{array[rows[0]]}" if isinstance(array, np.ndarray) and array.ndim == 1 else "not finite"
+        if rows[0] in missing:
+            value = "no value"
+        elif array.dtype.kind in "iu" if isinstance(array, np.ndarray) else False:
+            value += " (the label is missing)"
+        return UserError(
+            f"--dataset={self.name}: split {split}, example {listing(map(str, rows.tolist()), 5)} of "
+            f"{len(array)} (counted from 0), feature {name}: {value}. Mend the data, or give "
+            "--bad_examples=skip to leave such examples out, or --bad_examples=keep to train on NaN and -1 as "
+            "they are."
+        )
+
+    def _checked(self, split: str, features: Any) -> dict[str, Any]:
         where = f"--dataset={self.name}: the split {split}"
         if not isinstance(features, Mapping) or not features:
             raise UserError(f"{where} is {type(features).__name__}, not a dictionary {{feature: array}}.")
-        arrays = {str(name): np.asarray(array) for name, array in features.items()}
-        for name, array in arrays.items():
-            if array.ndim == 0:
-                raise UserError(f"{where}: {name} is a single value, not an array of examples.")
-            if array.dtype == object and not all(isinstance(x, str | bytes) for x in array.flat):
-                raise UserError(f"{where}: {name} holds Python objects; give numbers or strings.")
+        arrays = {str(name): _array(value, f"{where}: {name}") for name, value in features.items()}
         sizes = {len(array) for array in arrays.values()}
         if len(sizes) > 1:
             shown = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
@@ -67,15 +163,27 @@ class Arrays:
         return self.name
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was inferred where they were read."""
+        return self._origin.notes
+
+    @property
     def features(self) -> dict[str, Any]:
-        """As `spec`."""
-        return self.spec()
+        """As `spec`; of a feature whose classes have names, these."""
+        return self.spec() | {name: ClassNames(names) for name, names in self._origin.classes.items()}
 
     def prepare(self) -> None:
         """Nothing: arrays are there."""
 
-    def check(self) -> None:
-        """Nothing: arrays can be read."""
+    def fingerprint(self) -> str:
+        """Of all bytes; of those that came from files, of the files."""
+        if self._origin.files:
+            return of_files(self._origin.files, self._origin.root)
+        told = {
+            split: {name: [of_array(part) for part in _whole(array)] for name, array in arrays.items()}
+            for split, arrays in self._splits.items()
+        }
+        return fingerprint(told)
 
     def sizes(self) -> dict[str, int]:
         """`{split: examples}`."""
@@ -87,7 +195,7 @@ class Arrays:
         Raises:
           UserError: a split with other features, shapes or types.
         """
-        specs = {split: self._spec(arrays) for split, arrays in self._splits.items()}
+        specs = {split: {n: _spec(a) for n, a in arrays.items()} for split, arrays in self._splits.items()}
         first, *others = specs
         for split in others:
             if specs[split] != specs[first]:
@@ -97,52 +205,119 @@ class Arrays:
                 )
         return specs[first]
 
-    def ordered(self, split: str) -> tf.data.Dataset:
-        """Row numbers, in the order of the arrays."""
-        rows = np.concatenate([np.arange(a, b) + self._offset(name) for name, a, b in self._parts(split)])
-        return tf.data.Dataset.from_tensor_slices(rows)
-
-    def shuffled(self, split: str, seed: int, start: int) -> tf.data.Dataset:
-        """Row numbers in the order of a resident feed."""
-        rows = np.concatenate([np.arange(a, b) + self._offset(name) for name, a, b in self._parts(split)])
-
-        def numbers() -> Iterator[np.ndarray]:
-            position = start
-            while True:
-                yield rows[order(seed, len(rows), position, _AT_ONCE)]
-                position += _AT_ONCE
-
-        spec = tf.TensorSpec([_AT_ONCE], tf.int64)
-        return tf.data.Dataset.from_generator(numbers, output_signature=spec).unbatch()
+    def elements(self, split: str) -> np.ndarray:
+        """Row numbers, all splits in a row."""
+        sizes = self.sizes()
+        firsts = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
+        return np.concatenate([firsts[name] + np.arange(a, b) for name, a, b in parts(split, sizes)])
 
     def example(self, element: tf.Tensor) -> dict[str, Any]:
         """The row of this number."""
-        with tf.init_scope(), tf.device("CPU:0"):  # captured, not written into the graph
-            columns = {name: tf.constant(array) for name, array in self._joined().items()}
-        return {name: column[element] for name, column in columns.items()}
+        return {name: group[0] for name, group in self.examples(element[None]).items()}
 
-    def arrays(self, split: str) -> dict[str, np.ndarray]:
+    def examples(self, elements: tf.Tensor) -> dict[str, Any]:
+        """The rows of these numbers; no copy of the arrays is made."""
+        spec = self.spec()
+        kinds = [part.dtype for part in spec.values()]
+        ragged = [name for name in spec if isinstance(next(iter(self._splits.values()))[name], Flat)]
+        found = tf.numpy_function(self._rows, [elements], [*kinds, *[tf.int64] * len(ragged)], stateful=False)
+        lengths = dict(zip(ragged, found[len(kinds) :], strict=True))
+        group, count = {}, elements.shape[0]
+        for (name, part), values in zip(spec.items(), found, strict=False):
+            if name in lengths:
+                values = tf.ensure_shape(values, [None, *part.shape[1:]])
+                length = tf.ensure_shape(lengths[name], [count])
+                group[name] = tf.RaggedTensor.from_row_lengths(values, length, validate=False)
+            else:
+                group[name] = tf.ensure_shape(values, [count, *part.shape])
+        return group
+
+    def _rows(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Each feature's rows of these numbers, and then the lengths of those that differ in length."""
+        ends = np.cumsum(list(self.sizes().values()))
+        place = np.searchsorted(ends, numbers, "right")
+        values, lengths = [], []
+        for name in next(iter(self._splits.values())):
+            pieces: list[Any] = []
+            for i in np.unique(place):
+                array = list(self._splits.values())[i][name]
+                first = ends[i] - len(array)
+                pieces.append((np.flatnonzero(place == i), _kept(array, numbers[place == i] - first)))
+            joined = _joined([piece for _, piece in pieces])
+            if len(pieces) > 1:
+                joined = _kept(joined, np.argsort(np.concatenate([at for at, _ in pieces])))
+            if isinstance(joined, Flat):
+                lengths.append(joined.lengths)
+                joined = joined.values
+            values.append(_stored(joined))
+        return [*values, *lengths]
+
+    def arrays(self, split: str) -> dict[str, Any]:
         """The arrays, or copies of their parts."""
         found = [
-            {n: _stored(a[first:stop]) for n, a in self._splits[s].items()}
-            for s, first, stop in self._parts(split)
+            {n: _as_stored(a[first:stop]) for n, a in self._splits[s].items()}
+            for s, first, stop in parts(split, self.sizes())
         ]
-        return found[0] if len(found) == 1 else {n: np.concatenate([f[n] for f in found]) for n in found[0]}
+        return {n: _joined([f[n] for f in found]) for n in found[0]}
 
-    def _parts(self, split: str) -> list[tuple[str, int, int]]:
-        return parts(split, self.sizes())
 
-    def _offset(self, split: str) -> int:
-        """Where the rows of a split begin, all splits in a row."""
-        sizes = self.sizes()
-        return sum(sizes[name] for name in list(sizes)[: list(sizes).index(split)])
+def _array(value: Any, where: str) -> Any:
+    """What a user brings, as an array or, where examples differ in length, as `Flat`."""
+    if isinstance(value, Flat | np.memmap):
+        return value
+    if isinstance(value, tf.RaggedTensor):
+        return _flat([row.numpy() for row in value], where)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return _flat(value, where)
+    if array.ndim == 0:
+        raise UserError(f"{where} is a single value, not an array of examples.")
+    if array.dtype == object and not all(isinstance(x, str | bytes) for x in array.flat):
+        if array.ndim == 1 and all(isinstance(x, np.ndarray | list | tuple) for x in array):
+            return _flat(array, where)
+        raise UserError(f"{where} holds Python objects; give numbers or strings.")
+    if array.dtype.kind not in "biufcOSU" and array.dtype.name not in ("bfloat16",):
+        raise UserError(f"{where} is of type {array.dtype}; give numbers or strings, dates as numbers.")
+    return array
 
-    def _joined(self) -> dict[str, np.ndarray]:
-        features = next(iter(self._splits.values()))
-        return {n: _stored(np.concatenate([arrays[n] for arrays in self._splits.values()])) for n in features}
 
-    def _spec(self, arrays: Mapping[str, np.ndarray]) -> dict[str, tf.TensorSpec]:
-        return {n: tf.TensorSpec(a.shape[1:], tf.as_dtype(_dtype(a))) for n, a in arrays.items()}
+def _flat(rows: Sequence[Any], where: str) -> Flat:
+    """Examples of different lengths, one after the other."""
+    arrays = [np.asarray(row) for row in rows]
+    odd = next((i for i, a in enumerate(arrays) if a.ndim == 0 or a.shape[1:] != arrays[0].shape[1:]), None)
+    if odd is not None:
+        raise UserError(
+            f"{where}: example {odd} has shape {list(arrays[odd].shape)}, and example 0 {list(arrays[0].shape)}: "
+            "examples may differ in their first dimension only."
+        )
+    if any(a.dtype == object for a in arrays):
+        raise UserError(f"{where} holds Python objects; give numbers or strings.")
+    full = [a for a in arrays if len(a)] or arrays[:1]  # an empty list has no type of its own
+    kinds = np.result_type(*{a.dtype for a in full})
+    values = np.concatenate([a.astype(kinds) for a in arrays])
+    return Flat(values, np.array([len(a) for a in arrays], np.int64))
+
+
+def _kept(array: Any, rows: np.ndarray) -> Any:
+    """The rows of these numbers, as an array of its own."""
+    if not isinstance(array, Flat):
+        return array[rows]
+    lengths = array.lengths[rows]
+    starts = np.repeat(array.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
+    return Flat(array.values[starts + np.arange(len(starts))], lengths)
+
+
+def _joined(arrays: Sequence[Any]) -> Any:
+    if len(arrays) == 1:
+        return arrays[0]
+    if isinstance(arrays[0], Flat):
+        return Flat(np.concatenate([a.values for a in arrays]), np.concatenate([a.lengths for a in arrays]))
+    return np.concatenate(arrays)
+
+
+def _whole(array: Any) -> tuple[np.ndarray, ...]:
+    return (array.values, array.lengths) if isinstance(array, Flat) else (array,)
 
 
 def _dtype(array: np.ndarray) -> Any:
@@ -154,7 +329,19 @@ def _dtype(array: np.ndarray) -> Any:
 def _stored(array: np.ndarray) -> np.ndarray:
     """The array in the type that a model gets it in."""
     kind = _dtype(array)
-    return array.astype(object) if kind == tf.string else array.astype(kind, copy=False)
+    if kind == tf.string:
+        return array if array.dtype.kind == "S" else array.astype(object)
+    return np.asarray(array.astype(kind, copy=False))
+
+
+def _as_stored(array: Any) -> Any:
+    return Flat(_stored(array.values), array.lengths) if isinstance(array, Flat) else _stored(array)
+
+
+def _spec(array: Any) -> tf.TensorSpec:
+    if isinstance(array, Flat):
+        return tf.TensorSpec([None, *array.values.shape[1:]], tf.as_dtype(_dtype(array.values)))
+    return tf.TensorSpec(array.shape[1:], tf.as_dtype(_dtype(array)))
 
 
 def _shown(spec: Mapping[str, tf.TensorSpec]) -> str:

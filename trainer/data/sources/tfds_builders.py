@@ -111,3 +111,9 @@ def _from_dotted(path: str, flag: str) -> type[tfds.core.DatasetBuilder]:
     if not (inspect.isclass(found) and issubclass(found, kind)):
         raise UserError(f"{flag}: not a TFDS builder class, nor a module with exactly one.")
     return found
+
+
+def is_set(name: str) -> bool:
+    """Whether a name is one of TFDS or of a builder in datasets/, whatever config or version it asks for."""
+    head = re.split(r"[/:]", name, maxsplit=1)[0]
+    return head in _local_names() or head in tfds.list_builders(with_community_datasets=False)
