@@ -64,6 +64,17 @@ def check_draws(graph: Any, what: str) -> None:
         )
 
 
+def for_effect(ops: Sequence[Any]) -> list[Any]:
+    """Of `ops` those that may be run for their effect: assertions, host functions, functions that hold such."""
+    return [
+        op
+        for op in ops
+        if op.op_def.is_stateful
+        and not op.type.startswith(("Collective", "Nccl"))
+        and not any(x.dtype == tf.resource for x in op.inputs)
+    ]
+
+
 def operations(graph: Any) -> Iterator[Any]:
     """All ops of a traced function and of the functions that it calls, each once."""
     seen: set[str] = set()
@@ -91,7 +102,12 @@ def own_line(frames: Any) -> str:
 
 def is_foreign(file: str) -> bool:
     """Whether a file of Python code is a library's, or this program's, and not the user's own."""
-    return bool(_LIBRARIES.search(file)) or Path(file).is_relative_to(_PROGRAM)
+    return bool(_LIBRARIES.search(file)) or is_own(file)
+
+
+def is_own(file: str) -> bool:
+    """Whether a file of Python code is this program's."""
+    return Path(file).is_relative_to(_PROGRAM)
 
 
 _LIBRARIES = re.compile(r"site-packages|dist-packages|<frozen|__autograph_generated|^/usr/lib/python")

@@ -19,6 +19,7 @@ from trainer.groups.phases import Events, Phase, phase_at
 from trainer.report.reporter import Reporter
 from trainer.training import window
 from trainer.training.evaluation import Evaluate
+from trainer.training.failures import remedy, what_failed
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -77,12 +78,14 @@ class Loop:
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
     _saved: int = 0
+    _evaluating: bool = False
 
     def run(self) -> Result:
         """Trains to the end.
 
         Raises:
-          UserError: a non-finite step under `--on_nonfinite=halt`; the state before it was saved.
+          UserError: a step that is not finite under `--on_nonfinite=halt`, or one that failed; the state
+            before it was saved.
           KeyboardInterrupt: it came; the state was saved.
         """
         began, result = time.perf_counter(), Result(step=self._step())
@@ -101,6 +104,10 @@ class Loop:
             result.step, result.metrics = self._step(), {}
             self._save_last(result)
             raise
+        except tf.errors.OpError as error:
+            if worker(self.program.strategy)[1] > 1:  # which of them failed is told elsewhere
+                raise
+            raise UserError(self._failure(error, result)) from error
         self._save_last(result)
         result.steps, result.seconds = result.step - first, time.perf_counter() - began
         return result
@@ -139,7 +146,9 @@ class Loop:
     def _evaluate(self, result: Result) -> None:
         """An evaluation at this step; it may be cut short, or end the run."""
         phase = phase_at(self.phases, result.step)
+        self._evaluating = True
         result.metrics = self.evaluate(phase) if self.evaluate else {}
+        self._evaluating = False
         result.stopped = bool(self.program.stopped.numpy())
         self._heed_hooks(result)
 
@@ -218,6 +227,20 @@ class Loop:
             f"{listing(map(str, shown), RECENT)}.{scale}"
         )
         self._skipped = skipped
+
+    def _failure(self, error: tf.errors.OpError, result: Result) -> str:
+        """Tells of an op that failed in a step or an evaluation, once what can be saved is saved."""
+        result.step, result.metrics = self._step(), {}
+        what = f"the evaluation after step {result.step}" if self._evaluating else f"step {result.step + 1}"
+        told = f"{what} failed: {what_failed(error, self.program)}"
+        if self._evaluating or self.program.gradient_half.gated:
+            self._save_last(result)
+            kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
+            kept = kept if result.step else "No step was done before it."
+        else:
+            # Without the guard nothing keeps an update from beginning before the whole step is known.
+            kept = "With --on_nonfinite=off the step may be half done, so that nothing of it is saved."
+        return f"{told} {kept} {remedy(error)}"
 
     def _diagnosis(self, phase: Phase, step: int) -> str:
         """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""
