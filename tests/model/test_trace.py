@@ -32,7 +32,9 @@ def linear() -> keras.Model:
     return keras.Model(x, layers.Dense(1, name="head")(x))
 
 
-def made(loss: Callable[..., Any] = squared, build: Callable[[], Any] = linear, **options: Any) -> harness.Made:
+def made(
+    loss: Callable[..., Any] = squared, build: Callable[[], Any] = linear, **options: Any
+) -> harness.Made:
     options = {"batch": BATCH, "eval_split": "train", **options}
     return harness.make(build, loss, [".* sgd 0.1"], points(4 * BATCH), 4, **options)
 
@@ -176,7 +178,17 @@ def test_state_that_is_not_the_models_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["kind", "epoch", "step", "weights", "examples", "learning_rate", "examples_per_second", "skipped_steps", "loss"],
+    [
+        "kind",
+        "epoch",
+        "step",
+        "weights",
+        "examples",
+        "learning_rate",
+        "examples_per_second",
+        "skipped_steps",
+        "loss",
+    ],
 )
 def test_a_name_that_the_records_use_is_refused(name: str) -> None:
     message = refusal(loss=with_metrics(lambda x, _: {name: x}))

@@ -25,7 +25,9 @@ class InPlace(keras.layers.Layer):
     """Scales its own kernel by its norm at each call, and is called twice by the model."""
 
     def build(self, shape: Any) -> None:
-        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel", initializer="glorot_uniform")
+        self.kernel = self.add_weight(
+            shape=(shape[-1], shape[-1]), name="kernel", initializer="glorot_uniform"
+        )
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         if training:
@@ -37,7 +39,9 @@ def spectral() -> keras.Model:
     """Two spectrally normalised layers, one of them with a regulariser, and one in place, used twice."""
     wide, l2 = keras.initializers.RandomNormal(stddev=1.0, seed=3), keras.regularizers.L2(0.05)
     x = keras.Input((3,))
-    first = keras.layers.Dense(4, activation="tanh", kernel_initializer=wide, kernel_regularizer=l2, name="fc")
+    first = keras.layers.Dense(
+        4, activation="tanh", kernel_initializer=wide, kernel_regularizer=l2, name="fc"
+    )
     y = keras.layers.SpectralNormalization(first, power_iterations=2, name="sn")(x)
     twice = InPlace(name="twice")
     y = twice(twice(y))
@@ -214,7 +218,9 @@ class InACond(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         if training:
-            tf.cond(tf.reduce_sum(x) > 0, lambda: self.kernel.assign(self.kernel * 2), lambda: self.kernel * 1)
+            tf.cond(
+                tf.reduce_sum(x) > 0, lambda: self.kernel.assign(self.kernel * 2), lambda: self.kernel * 1
+            )
         return x @ self.kernel
 
 

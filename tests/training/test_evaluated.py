@@ -27,7 +27,9 @@ def penalised() -> keras.Model:
     return keras.Model(x, layers.Dense(1, kernel_regularizer=l2, name="head")(y))
 
 
-def evaluated(made: harness.Made, arrays: dict[str, np.ndarray], active: Any = None, batch: int = BATCH) -> Any:
+def evaluated(
+    made: harness.Made, arrays: dict[str, np.ndarray], active: Any = None, batch: int = BATCH
+) -> Any:
     feed = harness.ArrayFeed(arrays, batch, mask=True)
     return made.program.evaluator(feed, active)(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
 
@@ -122,7 +124,9 @@ def per_batch(examples: int, batch: int = BATCH, replicas: int = 1, **options: A
     made = harness.make(noisy, drawn, [".* sgd 1"], zeros, 1, batch=batch, **options)
     feed = harness.ArrayFeed(zeros, batch, mask=True)
     function = made.program.evaluator(feed)
-    totals = [function(feed.chunk(0, feed.steps), tf.constant(n)).numpy()[[0, 2]] for n in range(feed.steps + 1)]
+    totals = [
+        function(feed.chunk(0, feed.steps), tf.constant(n)).numpy()[[0, 2]] for n in range(feed.steps + 1)
+    ]
     return np.diff(totals, axis=0)
 
 

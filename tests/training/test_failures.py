@@ -135,8 +135,12 @@ def test_an_evaluation_that_fails_loses_no_step() -> None:
     run.events.evaluate = 5
     feed = harness.ArrayFeed(made.feed.arrays, BATCH, mask=True)
     function = made.program.evaluator(feed)
-    run.evaluate = lambda phase: {"loss": function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()[0]}
-    with pytest.raises(UserError, match=r"the evaluation after step 5 failed: .* label value of 7 .*step 5 is saved"):
+    run.evaluate = lambda phase: {
+        "loss": function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()[0]
+    }
+    with pytest.raises(
+        UserError, match=r"the evaluation after step 5 failed: .* label value of 7 .*step 5 is saved"
+    ):
         run.run()
     good = make(loss)
     good.train(0, 5)

@@ -74,7 +74,9 @@ def float32_again() -> Any:
 
 def make(build: Any, rules: list[str], replicas: int = 1, **options: Any) -> harness.Made:
     arrays = points(STEPS * BATCH)
-    return harness.make(build, squared, rules, arrays, STEPS, batch=BATCH, strategy=strategy(replicas), **options)
+    return harness.make(
+        build, squared, rules, arrays, STEPS, batch=BATCH, strategy=strategy(replicas), **options
+    )
 
 
 def moving(made: harness.Made, start: int = 0, stop: int = STEPS) -> set[str]:
@@ -98,7 +100,9 @@ ALL = FULL | BARE | {"calls/count", "sn/vector_u"}
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.__name__)
 def test_nothing_frozen_moves_by_a_bit(build: Any, replicas: int) -> None:
-    own = {"seen"} if build is InModule else set()  # the module's: its layer, the whole model, trains the head
+    own = (
+        {"seen"} if build is InModule else set()
+    )  # the module's: its layer, the whole model, trains the head
     made = make(build, ["head/.* sgd 0.1", "(?!seen).* frozen"], replicas)
     assert moving(made) == own
     assert {n for n, m in said(made).items() if m == "yes"} == own
@@ -176,7 +180,10 @@ def test_a_layer_that_the_model_declares_not_trainable_stays() -> None:
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ([".* sgd 0.1", "bare/.* frozen"], ["is matched by an earlier rule: .* sgd 0.1", "narrower rule first"]),
+        (
+            [".* sgd 0.1", "bare/.* frozen"],
+            ["is matched by an earlier rule: .* sgd 0.1", "narrower rule first"],
+        ),
         (["bare/.* sgd 0.1", ".* sgd 0.1"], ["declares not trainable", "say `frozen`"]),
     ],
 )

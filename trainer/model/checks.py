@@ -18,7 +18,6 @@ from trainer.model.names import ModelVariable
 from trainer.model.scope import Scope
 
 
-
 def check_features(module: ModelModule, model: Any, features: Any, what: str) -> None:
     """Lets the module's own `check(model, features)`, where it has one, refuse a data set by ValueError.
 

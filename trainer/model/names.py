@@ -113,9 +113,7 @@ def walk(model: Any) -> list[ModelVariable]:
             layer=owners[-1],
         )
     _check_complete(model, found)
-    return [
-        replace(v, aliases=tuple(aliases[key]), above=tuple(above[key])) for key, v in found.items()
-    ]
+    return [replace(v, aliases=tuple(aliases[key]), above=tuple(above[key])) for key, v in found.items()]
 
 
 def _leaves(

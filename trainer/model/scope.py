@@ -47,7 +47,11 @@ class Scope(keras.StatelessScope):
         self.strange: list[str] = []
         self.buried: list[str] = []
         values = carried or {}
-        mapping = [(v.keras, self._start(v, values[v.name])) for v in variables if v.name in values and v.keras is not None]
+        mapping = [
+            (v.keras, self._start(v, values[v.name]))
+            for v in variables
+            if v.name in values and v.keras is not None
+        ]
         super().__init__(mapping, collect_losses=True)
 
     def assigned(self, variable: ModelVariable) -> tf.Tensor | None:

@@ -197,7 +197,9 @@ class Gradients:
         """What trains in a phase, in the model's order."""
         return [v for v in self.state.variables if v.name in phase.names]
 
-    def loss(self, batch: Any, training: bool, rows: int | None = None) -> tuple[tf.Tensor, Mapping[str, Any]]:
+    def loss(
+        self, batch: Any, training: bool, rows: int | None = None
+    ) -> tuple[tf.Tensor, Mapping[str, Any]]:
         """What the module's own `loss` returns; losses of half precision are widened, to be summed.
 
         Args:

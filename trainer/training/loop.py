@@ -20,6 +20,7 @@ from trainer.report.reporter import Reporter
 from trainer.training import window
 from trainer.training.evaluation import Evaluate
 from trainer.training.failures import remedy, what_failed
+from trainer.training.health import REMEDY, TOO_LARGE, Health
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -79,6 +80,9 @@ class Loop:
     _skipped: int = 0
     _saved: int = 0
     _evaluating: bool = False
+
+    def __post_init__(self) -> None:
+        self._health = Health(self.program)
 
     def run(self) -> Result:
         """Trains to the end.
@@ -166,13 +170,39 @@ class Loop:
         if worker(self.program.strategy)[1] > 1:  # each of which must come to the same number
             most = TOGETHER
         n = min(self.events.next(step, phase) - step, most)
-        began = time.perf_counter()
-        done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+        began, copy = time.perf_counter(), self._health.copy()
+        try:
+            done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+        except KeyboardInterrupt:
+            if copy and self._health.sick():
+                self._health.back(copy)
+            raise
+        if sick := self._health.sick():
+            self._again(train, copy, range(step, step + n), sick)
         seconds = time.perf_counter() - began
         # The first call compiles as well, so that its pace says nothing but that a step can be had.
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
+
+    def _again(self, train: Any, copy: Any, steps: range, sick: list[str]) -> None:
+        """Finds the steps of a call whose update is not finite, and halts there or passes over them.
+
+        Raises:
+          UserError: under `--on_nonfinite=halt`; the state before the step was saved.
+        """
+        mode = f"--on_nonfinite={self.program.settings.on_nonfinite}"
+        if not copy:
+            told = f"in steps {steps.start + 1} to {self._step()}, {self._health.blamed(sick)}"
+            raise UserError(f"{mode}: {told}, and {TOO_LARGE} {REMEDY}")
+        take = lambda at: train(self.feed.chunk(at, 1), tf.constant(1))  # noqa: E731
+        for at, told in self._health.again(take, copy, steps):
+            if self.program.settings.on_nonfinite == "halt":
+                self._save_last(Result(step=at))
+                kept = "saved" if self.save else "kept"
+                raise UserError(f"{mode}: {told} The state before it is {kept}. {REMEDY}")
+            self.reporter.warn(f"{mode}: {told}")
+            self.program.pass_over()
 
     def _visit(self, phase: Phase, result: Result) -> None:
         """Reports where the run stands, and evaluates where that is due."""

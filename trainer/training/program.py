@@ -124,6 +124,11 @@ class Program:
 
         return evaluate
 
+    def pass_over(self) -> None:
+        """Counts the next step as one that was not finite and changed nothing; computes nothing of it."""
+        nothing = StepResult([], tf.zeros([]), {}, {}, tf.constant(False), tf.constant(False))
+        tf.function(lambda: self.apply_half.skip(nothing), autograph=False)()
+
     @property
     def evaluated_otherwise(self) -> frozenset[str]:
         """Names of the weights that make a difference in evaluation by whether they train."""
