@@ -172,10 +172,10 @@ def _unused(
         first = [first_match(rules, v) for v in state]
         if rule in first:
             return ""
-        before = listing(dict.fromkeys(r.text for r in first if r))
+        earlier = listing(dict.fromkeys(r.text for r in first if r))
         return (
             f"{rule.flag}: the state it matches ({listing(v.name for v in state)}) is matched by an earlier "
-            f"rule: {before}. The first match wins, so put the narrower rule first."
+            f"rule: {earlier}. The first match wins, so put the narrower rule first."
         )
     if state:
         return (

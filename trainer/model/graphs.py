@@ -57,15 +57,15 @@ def check_draws(graph: Any, what: str) -> None:
     found = [f"{op.type}{_at(op)}" for op in operations(graph) if _DRAWS.fullmatch(op.type)]
     if found:
         raise UserError(
-            f"{what} draws random numbers by {listing(dict.fromkeys(found), 4)}, out of a generator that is no "
-            "part of the run: they would be others after a restart. Draw with tf.random.stateless_* (or "
-            "tf.image.stateless_*) from the `seed` of preprocess, or in a Keras layer from a "
+            f"{what} draws random numbers by {listing(dict.fromkeys(found), 4)}, out of a generator that is "
+            "no part of the run: they would be others after a restart. Draw with tf.random.stateless_* "
+            "(or tf.image.stateless_*) from the `seed` of preprocess, or in a Keras layer from a "
             "keras.random.SeedGenerator, which the trainer seeds from the step."
         )
 
 
 def for_effect(ops: Sequence[Any]) -> list[Any]:
-    """Of `ops` those that may be run for their effect: assertions, host functions, functions that hold such."""
+    """Of `ops` those that may be run for their effect: assertions, host functions, what holds such."""
     return [
         op
         for op in ops

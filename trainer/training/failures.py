@@ -16,8 +16,8 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _NODE = re.compile(r"(?:Detected at node |\{\{node )([^\s}]+)")
 # Lines of TensorFlow's report that are no sentence of the op's.
 _AROUND = re.compile(
-    r"\s*$|Graph execution error|Detected at node|<stack traces|Traceback|The op is created at|Stack trace for|"
-    r"\d+ (successful|derived|root) |File |\s*\[\[|\d+ root error"
+    r"\s*$|Graph execution error|Detected at node|<stack traces|Traceback|The op is created at|Stack trace "
+    r"for|\d+ (successful|derived|root) |File |\s*\[\[|\d+ root error"
 )
 _PLACE = re.compile(r"\s*\(\d+\)\s*[A-Z_]+:\s*")
 
@@ -56,7 +56,7 @@ def remedy(error: tf.errors.OpError) -> str:
 
 
 def _line(text: str, program: Program) -> str:
-    """` at FILE:LINE` of the innermost frame below the program's own that is the user's; empty where none is."""
+    """` at FILE:LINE` of the innermost frame below the program's own that is the user's, or empty."""
     maps: dict[tuple[str, int], Any] = {}
     for function in (program.gradient_half.own_loss, program.gradient_half.own_preprocess):
         origin = getattr(function, "ag_source_map", None) or {}

@@ -38,6 +38,7 @@ class Health:
     _watched: dict[str, tf.Variable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Compiles nothing yet, and looks at the state once."""
         if self.program.settings.on_nonfinite == "off":
             return
         state = self.program.state

@@ -82,6 +82,7 @@ class Loop:
     _evaluating: bool = False
 
     def __post_init__(self) -> None:
+        """Looks at the state once."""
         self._health = Health(self.program)
 
     def run(self) -> Result:
