@@ -1,5 +1,6 @@
 """What a trace of the loss refuses before data are read, and what it leaves alone."""
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -113,8 +114,8 @@ def test_numbers_drawn_while_tracing_are_refused(draw: Callable[[], float]) -> N
 
 
 def test_layers_outside_of_the_model_draw_from_the_step() -> None:
-    """A Keras layer in `preprocess`, and `keras.random` without a seed: the same after a restart in the middle,
-    other numbers at each step and in each of the two."""
+    """A Keras layer in `preprocess`, and `keras.random` without a seed: the same after a restart in the
+    middle, other numbers at each step and in each of the two."""
     noise = layers.GaussianNoise(1.0)
     seen: list[np.ndarray] = []
 
@@ -133,7 +134,7 @@ def test_layers_outside_of_the_model_draw_from_the_step() -> None:
         keras.backend.clear_session()
         run = made(loss=loss, preprocess=preprocess)
         state = run.program.state
-        for first, stop in zip(edges, edges[1:], strict=False):
+        for first, stop in itertools.pairwise(edges):
             state.sums.assign(tf.zeros_like(state.sums))
             run.train(first, stop)
             seen.append(state.sums.numpy())

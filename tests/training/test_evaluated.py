@@ -138,6 +138,6 @@ def test_no_two_batches_of_an_evaluation_draw_the_same() -> None:
 
 
 def test_a_share_draws_by_the_position_of_its_first_example() -> None:
-    """Two replicas with 4 rows each draw what one does with batches of 4: the shares start at the same rows."""
+    """Two replicas with 4 rows each draw what one does with batches of 4: shares start at the same rows."""
     one, two = per_batch(5 * BATCH, batch=4), per_batch(5 * BATCH, batch=8, replicas=2)
     np.testing.assert_allclose(one.reshape(5, 2, 2).sum(1), two, rtol=0, atol=1e-9)

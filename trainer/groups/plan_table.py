@@ -40,7 +40,7 @@ def table(
     for column, sentence in (
         ("trains", "Every trained variable trains in steps {}."),
         ("wd", "Every trained variable has weight decay {}."),
-        ("moves", "The forward pass moves of the state of layers: {}."),
+        ("moves", "State of layers that moves in the forward pass: {}."),
         ("start value", "Every start value comes from: {}."),
     ):
         values = set(cells[column]) - ({"-"} if column != "start value" else set())

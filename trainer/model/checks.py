@@ -158,8 +158,8 @@ class LossTrace:
         check_draws(graph, what)
         if _host_generators() != before:
             raise UserError(
-                f"{what} draws from NumPy's or Python's generator while it is traced, so that every step would "
-                "get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
+                f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
+                "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
             )
         self._assigned |= written(graph, self.variables)
         self._strange |= set(strange_writes(graph, self.variables))
@@ -175,14 +175,14 @@ class LossTrace:
         if self._buried:
             raise UserError(
                 f"--model: {listing(sorted(self._buried))} is assigned inside of a tf.cond, tf.while_loop, "
-                "tf.map_fn or tf.function, out of whose graph no value comes. Compute the new value in there, "
-                "and assign it outside."
+                "tf.map_fn or tf.function, out of whose graph no value comes. Compute the new value in "
+                "there, and assign it outside."
             )
         if self._strange:
             raise UserError(
-                f"--model: its loss or preprocess writes {listing(sorted(self._strange))}, which is no variable "
-                "of the model, so that no checkpoint would hold its value. Make it in build, and keep it in the "
-                "model; a metric is to be returned by loss, one value per example."
+                f"--model: its loss or preprocess writes {listing(sorted(self._strange))}, which is no "
+                "variable of the model, so that no checkpoint would hold its value. Make it in build, and "
+                "keep it in the model; a metric is to be returned by loss, one value per example."
             )
 
     def _trace(self, batch: Any, training: bool) -> None:
@@ -216,16 +216,16 @@ def _nested(why: str) -> Iterator[None]:
     except UserError as error:
         if why and "merge_call" in str(error):
             raise UserError(
-                f"{why}: the model communicates between replicas in its forward pass (BatchNormalization with "
-                "synchronized=True, or an all_reduce of its own), which TensorFlow cannot do there. Leave the "
-                "flag out, or let each replica have statistics of its own."
+                f"{why}: the model communicates between replicas in its forward pass (BatchNormalization "
+                "with synchronized=True, or an all_reduce of its own), which TensorFlow cannot do there. "
+                "Leave the flag out, or let each replica have statistics of its own."
             ) from None
         raise
 
 
 def _host_generators() -> tuple[Any, ...]:
-    state: Any = np.random.get_state(legacy=True)
-    return random.getstate(), state[1].tobytes(), state[2]
+    _, keys, position, *_ = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), position
 
 
 def _container(variable: Any) -> Any:

@@ -8,7 +8,7 @@ from trainer.model.names import ModelVariable
 
 
 def trained_in(owner: object, variables: Sequence[ModelVariable]) -> frozenset[str]:
-    """Names of the trainable variables of a layer or module: its own, or where it has none, of those inside it."""
+    """Names of the trainable variables of a layer or module: its own, else of those inside it."""
     own = frozenset(v.name for v in variables if v.trainable and v.layer is owner)
     inside = (v.name for v in variables if v.trainable and any(layer is owner for layer in v.above))
     return own or frozenset(inside)

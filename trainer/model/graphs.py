@@ -57,11 +57,22 @@ def check_draws(graph: Any, what: str) -> None:
     found = [f"{op.type}{_at(op)}" for op in operations(graph) if _DRAWS.fullmatch(op.type)]
     if found:
         raise UserError(
-            f"{what} draws random numbers by {listing(dict.fromkeys(found), 4)}, out of a generator that is no "
-            "part of the run: they would be others after a restart. Draw with tf.random.stateless_* (or "
-            "tf.image.stateless_*) from the `seed` of preprocess, or in a Keras layer from a "
+            f"{what} draws random numbers by {listing(dict.fromkeys(found), 4)}, out of a generator that is "
+            "no part of the run: they would be others after a restart. Draw with tf.random.stateless_* "
+            "(or tf.image.stateless_*) from the `seed` of preprocess, or in a Keras layer from a "
             "keras.random.SeedGenerator, which the trainer seeds from the step."
         )
+
+
+def for_effect(ops: Sequence[Any]) -> list[Any]:
+    """Of `ops` those that may be run for their effect: assertions, host functions, what holds such."""
+    return [
+        op
+        for op in ops
+        if op.op_def.is_stateful
+        and not op.type.startswith(("Collective", "Nccl"))
+        and not any(x.dtype == tf.resource for x in op.inputs)
+    ]
 
 
 def operations(graph: Any) -> Iterator[Any]:
@@ -91,7 +102,12 @@ def own_line(frames: Any) -> str:
 
 def is_foreign(file: str) -> bool:
     """Whether a file of Python code is a library's, or this program's, and not the user's own."""
-    return bool(_LIBRARIES.search(file)) or Path(file).is_relative_to(_PROGRAM)
+    return bool(_LIBRARIES.search(file)) or is_own(file)
+
+
+def is_own(file: str) -> bool:
+    """Whether a file of Python code is this program's."""
+    return Path(file).is_relative_to(_PROGRAM)
 
 
 _LIBRARIES = re.compile(r"site-packages|dist-packages|<frozen|__autograph_generated|^/usr/lib/python")

@@ -66,8 +66,8 @@ def _check_name(name: Any) -> None:
         raise UserError(f"--model: a metric is called {name!r}; give it another name, such as accuracy.")
     if name in RESERVED or name.partition("/")[0] in ("learning_rate", "ema"):
         raise UserError(
-            f"--model: a metric is called {name!r}, which the records of a run use for something else (as they "
-            f"do {listing(sorted(RESERVED - {name}))}). Give it another name, such as my_{name}."
+            f"--model: a metric is called {name!r}, which the records of a run use for something else (as "
+            f"they do {listing(sorted(RESERVED - {name}))}). Give it another name, such as my_{name}."
         )
 
 

@@ -9,6 +9,7 @@ from trainer.run.assemble import evaluation, evaluation_program
 from trainer.run.build import build_model, check_dataset, check_model, evaluation_split, open_source
 from trainer.signals import stopping
 from trainer.training.evaluation import evaluate
+from trainer.training.failures import explained
 
 
 def run(config: Config) -> int:
@@ -34,7 +35,8 @@ def run(config: Config) -> int:
         split.size()
         program = evaluation_program(config, built, metrics)
         examples = evaluation(config, built, split)
-        values = evaluate(program, program.evaluator(examples, saved.trained), examples)
+        with explained(program, "--mode=evaluate"):
+            values = evaluate(program, program.evaluator(examples, saved.trained), examples)
         data = f"{split.source.full_name} ({config.eval_split})"
         screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *values.items()])
     return 0

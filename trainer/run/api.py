@@ -25,6 +25,7 @@ from trainer.run.train import Live, train
 from trainer.run.workdir import Workdir
 from trainer.signals import stopping
 from trainer.training.evaluation import evaluate
+from trainer.training.failures import explained
 from trainer.training.loop import Result
 from trainer.training.program import Program
 
@@ -148,7 +149,8 @@ class Run:
             feed = evaluation(made.config, made.built, split)
             program.stop.assign(False)
             phase = phase_at(made.parts.phases, int(program.state.step.numpy()))
-            return evaluate(program, program.evaluator(feed, phase.names), feed)
+            with explained(program, "the evaluation"):
+                return evaluate(program, program.evaluator(feed, phase.names), feed)
 
     def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; argument as of `evaluate`."""

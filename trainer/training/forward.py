@@ -46,7 +46,7 @@ class Forward:
         return tf.concat([window, [tf.cast(half.stop, window.dtype)]], 0), before
 
     def _losses(self, share: Any, key: tf.Tensor, rows: int | None) -> tuple[Any, Any, bool, Any]:
-        """Losses, metrics, whether the model adds losses of its own, and the sum of those and of regularisers."""
+        """Losses, metrics, whether the model adds losses of its own, and their sum with regularisers."""
         variables = self.half.state.variables
         can = [v for v in variables if v.trainable and (self.active is None or v.name in self.active)]
         batch = self.half.preprocess(share, False, key)

@@ -88,7 +88,7 @@ class Gradients:
         return self.settings.on_nonfinite != "off" or self.state.scale is not None
 
     def step(self, phase: Phase, feed: Feed, drawn: Any) -> StepResult:
-        """The gradients of what trains in `phase` on the batch `drawn`: reduced, unscaled, checked and clipped.
+        """The gradients of what trains in a phase on a batch: reduced, unscaled, checked and clipped.
 
         Half precision is kept from underflow by a dynamic loss scale (Micikevicius et al. 2018).
         """

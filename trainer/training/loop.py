@@ -19,6 +19,8 @@ from trainer.groups.phases import Events, Phase, phase_at
 from trainer.report.reporter import Reporter
 from trainer.training import window
 from trainer.training.evaluation import Evaluate
+from trainer.training.failures import remedy, what_failed
+from trainer.training.health import REMEDY, TOO_LARGE, Health
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -88,12 +90,18 @@ class Loop:
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
     _saved: int = 0
+    _evaluating: bool = False
+
+    def __post_init__(self) -> None:
+        """Looks at the state once."""
+        self._health = Health(self.program)
 
     def run(self) -> Result:
         """Trains to the end.
 
         Raises:
-          UserError: a non-finite step under `--on_nonfinite=halt`; the state before it was saved.
+          UserError: a step that is not finite under `--on_nonfinite=halt`, or one that failed; the state
+            before it was saved.
           KeyboardInterrupt: it came; the state was saved.
         """
         began, result = time.perf_counter(), Result(step=self._step())
@@ -112,6 +120,10 @@ class Loop:
             result.step, result.metrics = self._step(), {}
             self._save_last(result)
             raise
+        except tf.errors.OpError as error:
+            if worker(self.program.strategy)[1] > 1:  # which of them failed is told elsewhere
+                raise
+            raise UserError(self._failure(error, result)) from error
         self._save_last(result)
         result.steps, result.seconds = result.step - first, time.perf_counter() - began
         return result
@@ -150,7 +162,9 @@ class Loop:
     def _evaluate(self, result: Result) -> None:
         """An evaluation at this step; it may be cut short, or end the run."""
         phase = phase_at(self.phases, result.step)
+        self._evaluating = True
         result.metrics = self.evaluate(phase) if self.evaluate else {}
+        self._evaluating = False
         result.stopped = bool(self.program.stopped.numpy())
         self._heed_hooks(result)
 
@@ -168,13 +182,39 @@ class Loop:
         if worker(self.program.strategy)[1] > 1:  # each of which must come to the same number
             most = TOGETHER
         n = min(self.events.next(step, phase) - step, most)
-        began = time.perf_counter()
-        done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+        began, copy = time.perf_counter(), self._health.copy()
+        try:
+            done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+        except KeyboardInterrupt:
+            if copy and self._health.sick():
+                self._health.back(copy)
+            raise
+        if sick := self._health.sick():
+            self._again(train, copy, range(step, step + n), sick)
         seconds = time.perf_counter() - began
         # The first call compiles as well, so that its pace says nothing but that a step can be had.
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
+
+    def _again(self, train: Any, copy: Any, steps: range, sick: list[str]) -> None:
+        """Finds the steps of a call whose update is not finite, and halts there or passes over them.
+
+        Raises:
+          UserError: under `--on_nonfinite=halt`; the state before the step was saved.
+        """
+        mode = f"--on_nonfinite={self.program.settings.on_nonfinite}"
+        if not copy:
+            told = f"in steps {steps.start + 1} to {self._step()}, {self._health.blamed(sick)}"
+            raise UserError(f"{mode}: {told}, and {TOO_LARGE} {REMEDY}")
+        take = lambda at: train(self.feed.chunk(at, 1), tf.constant(1))  # noqa: E731
+        for at, told in self._health.again(take, copy, steps):
+            if self.program.settings.on_nonfinite == "halt":
+                self._save_last(Result(step=at))
+                kept = "saved" if self.save else "kept"
+                raise UserError(f"{mode}: {told} The state before it is {kept}. {REMEDY}")
+            self.reporter.warn(f"{mode}: {told}")
+            self.program.pass_over()
 
     def _visit(self, phase: Phase, result: Result) -> None:
         """Reports where the run stands, and evaluates where that is due."""
@@ -229,6 +269,20 @@ class Loop:
             f"{listing(map(str, shown), RECENT)}.{scale}"
         )
         self._skipped = skipped
+
+    def _failure(self, error: tf.errors.OpError, result: Result) -> str:
+        """Tells of an op that failed in a step or an evaluation, once what can be saved is saved."""
+        result.step, result.metrics = self._step(), {}
+        what = f"the evaluation after step {result.step}" if self._evaluating else f"step {result.step + 1}"
+        told = f"{what} failed: {what_failed(error, self.program)}"
+        if self._evaluating or self.program.gradient_half.gated:
+            self._save_last(result)
+            kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
+            kept = kept if result.step else "No step was done before it."
+        else:
+            # Without the guard nothing keeps an update from beginning before the whole step is known.
+            kept = "With --on_nonfinite=off the step may be half done, so that nothing of it is saved."
+        return f"{told} {kept} {remedy(error)}"
 
     def _diagnosis(self, phase: Phase, step: int) -> str:
         """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""

@@ -14,6 +14,7 @@ from trainer.data.feed import Feed
 from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
+from trainer.model.graphs import for_effect
 from trainer.model.module import ModelModule
 from trainer.training import window
 from trainer.training.forward import Forward
@@ -123,6 +124,11 @@ class Program:
 
         return evaluate
 
+    def pass_over(self) -> None:
+        """Counts the next step as one that was not finite and changed nothing; computes nothing of it."""
+        nothing = StepResult([], tf.zeros([]), {}, {}, tf.constant(False), tf.constant(False))
+        tf.function(lambda: self.apply_half.skip(nothing), autograph=False)()
+
     @property
     def evaluated_otherwise(self) -> frozenset[str]:
         """Names of the weights that make a difference in evaluation by whether they train."""
@@ -153,12 +159,19 @@ class Program:
 
     def _step(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
         """One step; returns whether the loop is to stop after it."""
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
         parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
-            tf.cond(local(result.finite)[0], apply, lambda: self.apply_half.skip(result))
+            # An assertion of the user's own has no output: nothing is to be written before it has held.
+            finite = local(result.finite)[0]
+            if checks := for_effect(graph.get_operations()[before:]):
+                with tf.control_dependencies(checks):
+                    finite = tf.identity(finite)
+            tf.cond(finite, apply, lambda: self.apply_half.skip(result))
         else:
             self.apply_half.apply(phase, result)
         return local(result.stopping)[0]
