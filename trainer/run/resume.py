@@ -169,6 +169,25 @@ def note(resumed: Resume, program: Program, told: list[str]) -> str:
     return "\n".join(notes)
 
 
+def lost_records(resumed: Resume, there: Mapping[str, Any]) -> str:
+    """A sentence where metrics.jsonl no longer holds what it held when the checkpoint was saved.
+
+    Args:
+      resumed: the run.
+      there: what the file holds up to the checkpoint's step, as `Records.written` has it.
+    """
+    saved = resumed.entry.meta.get("records")
+    if not isinstance(saved, dict) or not isinstance(saved.get("lines"), int) or saved == there:
+        return ""
+    lines, now = saved["lines"], there["lines"]
+    what = f"{lines - now} of {lines} records" if now < lines else "records"
+    how = "are gone" if now < lines else "are not those that were written"
+    return (
+        f"metrics.jsonl was deleted or changed since {resumed.entry.path.name}: {what} up to step "
+        f"{resumed.entry.step} {how}. The weights and all that follows are not affected."
+    )
+
+
 def finished_note(resumed: Resume) -> str:
     """Sentences on a run of which nothing is left to do."""
     entry, metrics = resumed.entry, resumed.entry.meta.get("metrics")

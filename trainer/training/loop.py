@@ -106,6 +106,8 @@ class Loop:
 
     def _train(self, phase: Phase, result: Result) -> None:
         """A phase, or what is left of it."""
+        names = listing(group.name for group in phase.active)
+        self.reporter.note(f"Compiling steps {result.step} to {phase.stop} ({names}): this may take a while.")
         train = self.program.trainer(phase, self.feed)
         self._pace = 0.0
         while result.step < phase.stop and not result.stopped:
@@ -158,7 +160,9 @@ class Loop:
         began = time.perf_counter()
         done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
         seconds = time.perf_counter() - began
-        # The first call compiles as well, so that its pace says nothing but that a step can be had.
+        if not self._pace:  # it compiled as well: rates count from its end
+            logged, trained = self._logged
+            self._logged = logged + done, trained + seconds
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
@@ -178,7 +182,7 @@ class Loop:
             self._evaluate(result)
 
     def _rate(self, step: int, result: Result) -> float:
-        """Examples a second since the last log point."""
+        """Examples a second since the last log point, without the steps in which a phase was compiled."""
         seconds = result.training_seconds - self._logged[1]
         return (step - self._logged[0]) * self.feed.batch / seconds if seconds > 0 else 0.0
 
