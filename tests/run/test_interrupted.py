@@ -249,9 +249,7 @@ def test_a_lock_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
 # Compiling
 
 
-def test_each_phase_says_that_it_compiles_and_the_rate_counts_from_its_end(
-    tmp_path, data, monkeypatch, capsys
-):
+def test_each_phase_says_that_it_compiles_and_the_rate_counts_from_then(tmp_path, data, monkeypatch, capsys):
     flags = [f for f in FLAGS if "--group" not in f and "--train_for" not in f]
     groups = ["--group=logits/.* sgd 0.1 name=head", "--group=.* sgd 0.1 name=body from=6", "--train_for=12"]
     from trainer.training.program import Program
