@@ -6,13 +6,13 @@ beyond that is shown, ready to paste by whoever trusts it.
 """
 
 import dataclasses
-import pkgutil
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import models
+from trainer import bundled
 from trainer.checkpoints.manifest import Entry
 from trainer.data.sources.tfds_builders import is_known
 from trainer.errors import UserError
@@ -83,8 +83,11 @@ def _is_bundled(text: str) -> bool:
         call = parse_call(text, "--model")
     except UserError:
         return False
-    names = {module.name for module in pkgutil.iter_modules(models.__path__)}
-    return call.name in names and all(map(_is_plain, [*call.args, *call.kwargs.values()]))
+    own = Path.cwd() / "models" / f"{call.name}.py"
+    brought = {file.stem: file for file in bundled.folder("models").glob("[!_]*.py")}.get(call.name)
+    if brought is None or (own.is_file() and not own.samefile(brought)):  # which would go before it
+        return False
+    return all(map(_is_plain, [*call.args, *call.kwargs.values()]))
 
 
 def _is_plain(value: Any) -> bool:

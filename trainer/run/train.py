@@ -72,8 +72,7 @@ def train(
       KeyboardInterrupt: it came while the run trained; the state was saved.
       BrokenPipeError: whoever read the output has gone; the state was saved where the run trained.
     """
-    began, workdir = time.perf_counter(), Workdir.of(config)
-    live = live or Live()
+    began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
         if stop:
@@ -82,13 +81,8 @@ def train(
         lock = Lock(workdir.path) if workdir else None
         if lock:
             agreement.from_first(strategy, lambda: str(stack.enter_context(lock).workdir.name))
-        screen.quiet = screen.quiet or not is_chief(strategy)
-        files = workdir.path if workdir and is_chief(strategy) else None
-        check = lock.check if lock else lambda: None
-        reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
+        reporter = _reporter(made, workdir, screen, hooks, lock)
         stack.callback(reporter.close)
-        for note in (made.built.engine, *made.split.source.notes):
-            reporter.note(note)
         entry = saving.newest(workdir.checkpoints, reporter, strategy) if workdir else None
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and resumed.finished:
@@ -105,6 +99,20 @@ def train(
     if screen.lost and not (stop and stop.status):  # a terminal that was hung up is lost, too
         raise screen.lost
     return result
+
+
+def _reporter(
+    made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks, lock: Lock | None
+) -> Reporter:
+    """What the run says: of several workers the first does. It begins with devices and data."""
+    chief = is_chief(made.built.strategy)
+    screen.quiet = screen.quiet or not chief
+    files = workdir.path if workdir and chief else None
+    check = lock.check if lock else lambda: None
+    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
+    for note in (made.built.engine, *made.split.source.notes):
+        reporter.note(note)
+    return reporter
 
 
 def show_plan(screen: Screen, plan: Mapping[str, Any], full: bool = False) -> None:
