@@ -51,9 +51,10 @@ def completed(config: Config, entry: Entry) -> tuple[Config, str]:
         raise UserError(f"--model: not given, and {entry.path} names none. Give it, and --dataset.")
     of_python = [name for name in ("model", "dataset") if str(taken.get(name, "")).startswith("<")]
     if of_python:
+        what = of_python[0]
         raise UserError(
-            f"--{of_python[0]}: not given. The run of {entry.path} was given it in Python, so it must be "
-            f"given again: trainer.Run({of_python[0]}=..., workdir=...)."
+            f"--{what}: not given. The run of {entry.path} was given its {what} in Python, so it must be given "
+            f"again: trainer.Run({what}=..., workdir=...)."
         )
     words = " ".join(shlex.quote(f"--{name}={value}") for name, value in taken.items())
     if strange := [name for name, value in taken.items() if not _harmless(name, value)]:
