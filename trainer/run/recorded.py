@@ -53,8 +53,8 @@ def completed(config: Config, entry: Entry) -> tuple[Config, str]:
     if of_python:
         what = of_python[0]
         raise UserError(
-            f"--{what}: not given. The run of {entry.path} was given its {what} in Python, so it must be given "
-            f"again: trainer.Run({what}=..., workdir=...)."
+            f"--{what}: not given. The run of {entry.path} was given its {what} in Python, so it must be "
+            f"given again: trainer.Run({what}=..., workdir=...)."
         )
     words = " ".join(shlex.quote(f"--{name}={value}") for name, value in taken.items())
     if strange := [name for name, value in taken.items() if not _harmless(name, value)]:

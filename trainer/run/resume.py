@@ -109,7 +109,10 @@ def _in_the_order_of(made: Assembled, saved: Any) -> Assembled:
 
 def _another(text: str, optimizer: GroupOptimizer) -> bool:
     """Whether state of the optimizer that `text` calls means nothing to `optimizer`."""
-    kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    try:
+        kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    except UserError:  # a manifest may say anything
+        return True
     # Adam and AdamW share their step, so that the state of one is the state of the other.
     return kind is not None and kind.update_step is not type(optimizer.keras).update_step
 
