@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 141  # as of SIGPIPE
     except (OSError, MemoryError) as error:  # of the machine: a limit, a disk, a file that went away
         return _refuse(arguments[0], f"--mode={config.mode}: the run {blame(error)}")
 

@@ -148,3 +148,15 @@ def test_a_strange_manifest_is_never_a_traceback(tmp_path, capsys, meta):
         assert main(tmp_path / "run", *flags, f"--mode={mode}") in (0, 1)
     if "plan" in meta:
         assert "tells no plan of this program" in capsys.readouterr().err
+
+
+def test_a_file_beside_the_run_does_not_stand_in_for_a_bundled_model(
+    handed_in, tmp_path, monkeypatch, capsys
+):
+    """What is unpacked together with a checkpoint is as foreign as the checkpoint."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mnist_mlp.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(handed_in(), "--mode=evaluate") == 1
+    assert "records --model that is not taken from a checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "mark").exists()

@@ -1,97 +1,114 @@
 """A network of many variables prints at most a screen before it trains, and lists of faults fold by cause."""
 
-import json
-
-import pytest
-
-from tests.support.runs import main
-
-MODULE = """
 import keras
+import numpy as np
+import pytest
 import tensorflow as tf
 
-def build(name="trunk", include=True):
-    x = keras.Input((32, 32, 3))
-    trunk = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3))
-    trunk.name = name
-    y = keras.layers.GlobalAveragePooling2D()(trunk(x))
-    return keras.Model(x, keras.layers.Dense(10, name="head")(y))
+import trainer
+from tests.support.runs import main
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.manifest import scan
+from trainer.errors import UserError
+from trainer.groups import plan, plan_table
+from trainer.run.start import _folded
 
-def preprocess(batch, training, seed):
-    image = tf.image.grayscale_to_rgb(tf.cast(batch["image"], tf.float32) / 255)
-    return {**batch, "image": tf.image.resize(image, (32, 32))}
-
-def loss(model, batch, training):
-    logits = model(batch["image"], training=training)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits), {}
-"""
 SCREEN = 45  # lines
 
 
-@pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("code")
-    (folder / "wide").mkdir()
-    (folder / "wide" / "__init__.py").touch()
-    (folder / "wide" / "net.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield (
-            "--model=wide.net",
-            "--dataset=digits",
-            f"--data_dir={folder}",
-            "--batch_size=2",
-            "--train_for=1",
-            "--eval_split=none",
-        )
+def mobilenet(name="trunk"):
+    def build():
+        x = keras.Input((32, 32, 3))
+        trunk = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3))
+        trunk.name = name
+        y = keras.layers.GlobalAveragePooling2D()(trunk(x))
+        return keras.Model(x, keras.layers.Dense(10, name="head")(y))
+
+    def loss(model, batch, training):
+        return tf.reduce_sum(model(batch["x"], training=training), 1), {}
+
+    return trainer.ModelModule(build=build, loss=loss)
 
 
-def test_a_mobilenet_prints_a_screen_before_it_trains(flags, tmp_path, capsys):
-    one = "--group=.* sgd 0.1"
-    assert main(tmp_path / "run", *flags, one) == 0
-    before = capsys.readouterr().out.partition("epoch ")[0].splitlines()
-    assert len(before) < SCREEN
-    row = next(line for line in before if line.startswith("trunk/block_3_*"))
+def planned(rules, **flags):
+    arrays = {"x": np.zeros([4, 32, 32, 3], np.float32)}
+    run = trainer.Run(
+        model=mobilenet(),
+        dataset=arrays,
+        group=rules,
+        batch_size=2,
+        train_for=3,
+        eval_split="none",
+        **flags,
+    )
+    return run.plan()
+
+
+def test_a_plan_of_a_mobilenet_is_a_screen_and_the_whole_is_kept():
+    made = planned([".* sgd 0.1"])
+    shown = str(made).splitlines()
+    assert len(shown) < SCREEN
+    row = next(line for line in shown if line.startswith("trunk/block_3_*"))
     assert "15 variables, 6 of state" in row
-    saved = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert len(saved["rows"]) == 262  # the whole
+    assert len(made.rows) == 262 and len(plan_table.table(made.body, None)[1]) == 262
+    rules = [".*/kernel sgd 0.1", ".*/gamma sgd 0.2", ".* adam 0.1"]
+    shown = str(planned(rules, layer_decay=0.9)).splitlines()
+    assert len(shown) < SCREEN
+    assert any(line.startswith("trunk/block_*") and "16..1" in line for line in shown)
 
-    assert main(None, *flags, one, "--mode=plan", "--full") == 0
-    full = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("trunk/block_3_") for line in full) == 15
-    many = [
-        "--group=.*/kernel sgd 0.1",
-        "--group=.*/gamma sgd 0.2",
-        "--group=.* adam 0.1",
-        "--layer_decay=0.9",
+
+def test_full_is_of_the_plan_alone(tmp_path, capsys):
+    flags = ["--model=mnist_mlp", "--dataset=digits", f"--data_dir={tmp_path}", "--group=.* sgd 1"]
+    assert main(None, *flags, "--train_for=5", "--mode=plan", "--full") == 0
+    assert main(tmp_path / "run", *flags, "--train_for=5", "--full") == 1
+    assert "--full: has no effect with --mode=train" in capsys.readouterr().err
+
+
+def names(top):
+    return [
+        f"{top}/block_{i}_{part}/{v}" for i in range(20) for part in ("a", "b") for v in ("kernel", "bias")
     ]
-    assert main(None, *flags, *many, "--mode=plan") == 0
-    folded = capsys.readouterr().out.splitlines()
-    assert len(folded) < SCREEN
-    assert any(line.startswith("trunk/block_*") and "16..1" in line for line in folded)
 
-    # A restore adds its receipt, folded too; another model's checkpoint is a few lines, the advice last.
-    source = f"--init_from={tmp_path / 'run'}"
-    assert main(tmp_path / "second", *flags, one, source) == 0
-    before = capsys.readouterr().out.partition("epoch ")[0].splitlines()
-    assert len(before) < 2 * SCREEN
-    assert "trunk/block_3_*" in "\n".join(before).partition("Plan:")[0]
-    assert len(json.loads((tmp_path / "second" / "restore.json").read_text())["variables"]) == 262
 
-    other = [flag for flag in flags if "--model" not in flag] + ["--model=wide.net(name='base')"]
-    assert main(tmp_path / "run", *other, "--mode=evaluate", "--eval_split=train[:4]") == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) < 8 and "+ 260 not in the checkpoint: base/" in said[1]
-    assert said[-1].startswith("Give --model and its arguments")
-    assert main(tmp_path / "run", *other, one, "--train_for=2") == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) < 12 and "--accept_plan_change" in said[-1]
-    assert any(line.startswith(" - 260 variables: trunk/") for line in said)
+def test_many_differences_of_a_checkpoint_are_a_line_for_each_cause(tmp_path):
+    saved = {name: tf.Variable(tf.zeros([3])) for name in [*names("trunk"), *names("same")]}
+    here = {name: tf.Variable(tf.zeros([3])) for name in names("base")}
+    here |= {name: tf.Variable(tf.zeros([4])) for name in names("same")}
+    checkpoint.save(tmp_path, 1, saved, {})
+    with pytest.raises(UserError) as raised:
+        checkpoint.load(scan(tmp_path)[0], here)
+    lines = str(raised.value).splitlines()[1:]
+    assert lines == [
+        " + 80 not in the checkpoint: base/block_* (80)",
+        " - 80 only in the checkpoint: trunk/block_* (80)",
+        " ~ 80 of another shape or dtype: same/block_* (80); same/block_0_a/bias: [3] float32 in the "
+        "checkpoint, [4] float32 here",
+    ]
+    few = {name: tf.Variable(tf.zeros([3])) for name in names("trunk")[:78]}
+    with pytest.raises(UserError) as raised:  # few are told one by one
+        checkpoint.load(scan(tmp_path)[0], few, only=[*few, "x", "y"])
+    assert str(raised.value).count("\n") == 4
+
+
+def test_many_differences_of_plans_are_a_few_lines():
+    def body(top, group):
+        rows = [{"name": n, "shape": [3], "dtype": "float32", "group": group} for n in names(top)]
+        return {"rows": rows, "groups": {group: {"variables": names(top)}}, "total": 3}
+
+    assert plan.differences(body("trunk", "all"), body("trunk", "all"), 0) == []
+    lines = plan.differences(body("trunk", "all"), body("base", "all"), 0)
+    assert lines == [
+        " - group all: variables: 80 variables, trunk/block_* (80)",
+        " + group all: variables: 80 variables, base/block_* (80)",
+        " - 80 variables: trunk/block_* (80)",
+        " + 80 variables: base/block_* (80)",
+    ]
+    lines = plan.differences(body("trunk", "all"), body("trunk", "rest"), 0)
+    assert len(lines) == 4 and "trunk/block_0_a/kernel: [3] float32 in all" in lines[2]
+    assert lines[3] == " + the first of them: [3] float32 in rest"
 
 
 def test_the_receipt_keeps_apart_what_was_restored_and_what_was_not():
-    from trainer.run.start import _folded
-
     rows = [[f"block_{i}/{v}", "3", f"src/{i}/{v}", "same name", "aa", "bb"] for i in range(20) for v in "kb"]
     rows += [[f"head/{v}", "3", "left alone", "--init_skip", "cc", "unchanged"] for v in "kb"]
     folded = _folded(rows)

@@ -5,7 +5,6 @@ too; `manifest.py` says what else a checkpoint directory holds and when it is wh
 """
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import re
@@ -17,11 +16,11 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.checkpoints import manifest
+from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.files import sync
 from trainer.checkpoints.manifest import Entry, Spec, check, scan, usable
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
-from trainer.model.blocks import MOST_ROWS, folded
 
 _UNFINISHED = re.compile(r"\.tmp-(step|pruned)-[0-9a-f-]+")
 # What an unfinished directory of ours can hold, TensorFlow's own temporary files among them.
@@ -205,45 +204,6 @@ def newest(directory: Path, set_aside: bool = True) -> tuple[Entry | None, list[
     return found, notes
 
 
-@dataclasses.dataclass(frozen=True)
-class Differences:
-    """Names in the state only, in the checkpoint only, and in both with another shape or dtype."""
-
-    missing: list[str]
-    extra: list[str]
-    changed: dict[str, tuple[Spec, Spec]]  # name: (in the checkpoint, in the state)
-
-    def lines(self) -> list[str]:
-        """One a difference: ` + ` is only in the state, ` - ` only in the checkpoint, ` ~ ` other.
-
-        Many are one line for each cause, their names folded by layer or block.
-        """
-        if len(self.missing) + len(self.extra) + len(self.changed) > MOST_ROWS:
-            return self._by_cause()
-        return [
-            *(f" + {name}: not in the checkpoint" for name in self.missing),
-            *(f" - {name}: only in the checkpoint" for name in self.extra),
-            *(
-                f" ~ {name}: {_text(saved)} in the checkpoint, {_text(here)} here"
-                for name, (saved, here) in self.changed.items()
-            ),
-        ]
-
-    def _by_cause(self) -> list[str]:
-        lines = []
-        if self.missing:
-            lines.append(f" + {len(self.missing)} not in the checkpoint: {folded(self.missing)}")
-        if self.extra:
-            lines.append(f" - {len(self.extra)} only in the checkpoint: {folded(self.extra)}")
-        if self.changed:
-            name, (saved, here) = next(iter(self.changed.items()))
-            lines.append(
-                f" ~ {len(self.changed)} of another shape or dtype: {folded(list(self.changed))}; "
-                f"{name}: {_text(saved)} in the checkpoint, {_text(here)} here"
-            )
-        return lines
-
-
 def compare(entry: Entry, state: Mapping[str, tf.Variable]) -> Differences:
     """How the names, shapes and dtypes of `state` differ from those saved, in order of name."""
     here, saved = _specs(state), entry.variables
@@ -300,10 +260,6 @@ def _reader(path: Path, specs: Mapping[str, Spec]) -> Any:
         if at not in shapes or (tuple(shapes[at]), dtypes[at].name) != (shape, dtype):
             raise ValueError(f"the index {path / 'data.index'} does not hold {name} as it should")
     return reader
-
-
-def _text(spec: Spec) -> str:
-    return f"{list(spec[0])} {spec[1]}"
 
 
 def _specs(state: Mapping[str, tf.Variable]) -> dict[str, Spec]:

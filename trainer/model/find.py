@@ -46,11 +46,6 @@ def find(name: str, flag: str) -> ModuleType:
     )
 
 
-def bundled_models() -> frozenset[str]:
-    """Names of the models that come with the program."""
-    return frozenset(file.stem for file in bundled.folder("models").glob("[!_]*.py"))
-
-
 def known() -> list[str]:
     """Names of the models in the folders `models`."""
     return sorted({file.stem for folder in _folders() for file in folder.glob("[!_]*.py")})

@@ -10,7 +10,6 @@ Keras functional model) or its parameters (of any other) are named after. A sing
 import dataclasses
 import inspect
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ from trainer.model.module import guarded
 from trainer.report.screen import Screen
 from trainer.run import weights
 from trainer.run.build import Built, build_model, check_dataset, check_model, open_source, training_split
-from trainer.signals import stopping
+from trainer.signals import Stop, stopping
 
 Batch = dict[str, Any]
 
@@ -78,7 +77,7 @@ def run(config: Config) -> int:
       UserError: no such weights, a model that cannot be served, or files that do not give back the same.
     """
     target = _target(config)
-    with stopping():
+    with stopping() as stop:
         config, saved, notes = weights.find(config)
         check_dataset(config)
         one = dataclasses.replace(config, strategy="one", devices="", virtual_devices=0, communication="auto")
@@ -90,7 +89,7 @@ def run(config: Config) -> int:
         origin = saved.assign(config, built, screen)
         serve = _Served(built, split.spec(), config.model_name)
         signature = _signature(serve)
-        rows = _written(serve, signature, _examples(split, signature), target, screen)
+        rows = _written(serve, signature, _examples(split, signature), target, screen, stop)
     takes = ", ".join(f"{name} {s.dtype.name}{list(s.shape)}" for name, s in signature.items())
     table = [("weights", origin), ("SavedModel", str(target)), ("serving_default takes", takes), *rows]
     screen.table("Export", ("what", "value"), table)
@@ -98,21 +97,32 @@ def run(config: Config) -> int:
 
 
 def _written(
-    serve: _Served, signature: Mapping[str, tf.TensorSpec], examples: Batch, target: Path, screen: Screen
+    serve: _Served,
+    signature: Mapping[str, tf.TensorSpec],
+    examples: Batch,
+    target: Path,
+    screen: Screen,
+    stop: Stop,
 ) -> list[tuple[str, str]]:
-    """Writes all files aside, then renames; rows for the table."""
-    aside = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
+    """Writes all files aside, then renames; rows for the table. A signal leaves nothing behind."""
     try:
-        rows = [_save(serve, signature, aside, examples)]
-        if isinstance(serve.built.model, keras.Model):
-            rows.append(_save_keras(serve, aside, examples, screen))
-        files.sync_tree(aside)
-        aside.rename(target)
+        with files.aside(target) as aside:
+            stop.request = lambda: _end(aside, stop)
+            rows = [_save(serve, signature, aside, examples)]
+            if isinstance(serve.built.model, keras.Model):
+                rows.append(_save_keras(serve, aside, examples, screen))
+            files.sync_tree(aside)
+            aside.rename(target)
+            stop.request = None
     except OSError as error:
         raise UserError(f"--export_to={target}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return rows
+
+
+def _end(aside: Path, stop: Stop) -> None:
+    """Ends the process at a signal: TensorFlow may be busy for long, and what it writes is of no use."""
+    shutil.rmtree(aside, ignore_errors=True)
+    os._exit(stop.status or 1)
 
 
 def _target(config: Config) -> Path:
@@ -121,10 +131,9 @@ def _target(config: Config) -> Path:
     target = Path(config.export_to).expanduser()
     if os.path.lexists(target):
         raise UserError(f"--export_to={target}: is there already, and nothing is overwritten. Name another.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--export_to={target}: cannot be made: {error.strerror}.") from error
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--export_to={target}: cannot be made: {place} is no directory to write in.")
     return target
 
 
@@ -222,6 +231,8 @@ def _save_keras(serve: _Served, aside: Path, examples: Batch, screen: Screen) ->
         model.save(path)
         # Safe, as it is the file that was just written.
         got = serve.filled(keras.models.load_model(path, compile=False), examples)
+    except OSError:  # of the disk
+        raise
     except Exception as error:  # what a layer of the user's raises
         path.unlink(missing_ok=True)
         screen.warn(f"model.keras is left out, as Keras cannot read this model back: {told(error)}")

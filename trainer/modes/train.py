@@ -11,11 +11,12 @@ from trainer.signals import stopping
 
 
 def run(config: Config) -> int:
-    """Trains; exit status 0 at the end, 143 or 130 where SIGTERM or SIGINT stopped the run, 143 where
-    another worker was sent either.
+    """Trains; exit status 0 at the end, 143, 130 or 129 where SIGTERM, SIGINT or SIGHUP stopped the run, 143
+    where another worker was sent one.
 
     Raises:
       UserError: the run cannot start or go on as asked.
+      BrokenPipeError: whoever read the output has closed it; the state was saved.
     """
     Workdir.needed(config)
     screen = Screen()

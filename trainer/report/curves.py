@@ -1,5 +1,6 @@
 """TensorBoard's event files: the numbers of records as curves, written beside the training."""
 
+import contextlib
 import os
 import socket
 import time
@@ -46,7 +47,8 @@ class Curves:
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
         while self._writers:
-            self._writers.popitem()[1].close()
+            with contextlib.suppress(tf.errors.OpError):  # each point was flushed, or said not to be
+                self._writers.popitem()[1].close()
 
 
 def _event_file(directory: Path, start: int) -> tf.io.TFRecordWriter:

@@ -69,9 +69,9 @@ class Reporter:
       steps_per_epoch: may be a fraction.
       screen: for people.
       hooks: of the user's own.
+      check: called before a record is written; raises UserError where `workdir` is not to be written in.
 
     Attributes:
-      stop: whether a hook has asked to end the run.
     """
 
     def __init__(
@@ -81,14 +81,21 @@ class Reporter:
         steps_per_epoch: float,
         screen: Screen | None = None,
         hooks: Hooks = NO_HOOKS,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.total_steps = total_steps
+        self.check = check
         self.steps_per_epoch = steps_per_epoch
         self.screen = screen or Screen()
-        self.stop = False
+        self._stop = False
         self._hooks = hooks
         self._records = Records(workdir)
         self._curves = Curves(workdir)
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to end: a hook has asked for it, or whoever read the output has gone."""
+        return self._stop or self.screen.lost is not None
 
     def note(self, sentence: str) -> None:
         """As of the screen."""
@@ -108,6 +115,7 @@ class Reporter:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """A log point of training: `{"step", "loss", metrics, "learning_rate": {group: rate}, ...}`."""
+        self.check()
         record = self._records.append({"kind": "train", **record})
         self._curves.plot("train", record["step"], dict(_numbers(record, "")))
         if not self.screen.terminal:
@@ -119,6 +127,7 @@ class Reporter:
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """The result of an evaluation; `weights` says "raw" (if absent) or "ema"."""
+        self.check()
         record = self._records.append({"kind": "eval", "weights": "raw", **record})
         prefix = "ema/" if record["weights"] == "ema" else ""
         self._curves.plot("eval", record["step"], dict(_numbers(record, prefix)))
@@ -140,8 +149,14 @@ class Reporter:
         As `Records.trim`. TensorBoard's files are not touched: an event in the next one tells it to drop
         what is later than `step`.
         """
+        self.check()
         self._curves.start = step + 1
         return self._records.trim(step, evaluated)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """As of the records: what a checkpoint says of metrics.jsonl."""
+        return self._records.written
 
     def sync(self) -> None:
         """Waits until metrics.jsonl is on the disk: before a checkpoint that its lines go with."""
@@ -166,7 +181,7 @@ class Reporter:
         if hook is None:
             return
         try:
-            self.stop = hook(dict(record)) is STOP or self.stop
+            self._stop = hook(dict(record)) is STOP or self._stop
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
             self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {told(error)}")
 

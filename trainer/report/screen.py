@@ -1,10 +1,12 @@
 """What a person sees: sentences, tables, and one progress bar on a terminal."""
 
+import contextlib
 import importlib.util
 import io
+import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 from rich.text import Text
 
+from trainer.errors import UserError
 from trainer.text import aligned, cell, printable
 
 
@@ -33,6 +36,10 @@ class Screen:
       quiet: writes nothing: for all workers but the first, and where nobody asked to see.
       raises: a quiet screen hands warnings to Python's `warnings`, so that they are not lost.
       stream: standard output if None.
+
+    Attributes:
+      lost: why the stream takes nothing more, its reader gone or its disk full; None while it does.
+      patient: whether to be silent then, for a run that has its state to save first; else `lost` is raised.
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class Screen:
         self._raises = raises
         self._console = Console(file=self._stream, force_terminal=self.terminal)
         self._bar: tuple[Progress, TaskID] | None = None
+        self.lost: Exception | None = None
+        self.patient = False
 
     def note(self, sentence: str, style: str = "") -> None:
         """Says something worth knowing."""
@@ -55,10 +64,11 @@ class Screen:
             return
         text = printable(sentence)
         if self.terminal:
-            self._console.print(Text(text, style))
+            self._write(lambda: self._console.print(Text(text, style)))
             return
         encoding = self._stream.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=self._stream, flush=True)
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._write(lambda: print(shown, file=self._stream, flush=True))
 
     def warn(self, sentence: str) -> None:
         """Says something that should not be overlooked."""
@@ -82,7 +92,7 @@ class Screen:
             table.add_column(Text(column), overflow="fold")
         for row in cells:
             table.add_row(*map(Text, row))
-        self._console.print(table)
+        self._write(lambda: self._console.print(table))
 
     def progress(self, step: int, total: int, shown: str) -> None:
         """Moves the progress bar; on a pipe there is none."""
@@ -99,14 +109,42 @@ class Screen:
                 auto_refresh=False,
                 expand=True,
             )
-            bar.start()
+            self._write(bar.start)
             # From here on, not from 0: the time left of a resumed run is that of its own pace.
             self._bar = bar, bar.add_task("", total=total, completed=step)
         bar, task = self._bar
-        bar.update(task, completed=step, description=shown, refresh=True)
+        self._write(lambda: bar.update(task, completed=step, description=shown, refresh=True))
 
     def close(self) -> None:
         """Ends the bar; a second call does nothing."""
         if self._bar:
-            self._bar[0].stop()
-            self._bar = None
+            bar, self._bar = self._bar[0], None
+            with contextlib.suppress(OSError, SystemExit):
+                bar.stop()
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Writes; where the stream takes nothing more, is silent from then on.
+
+        Raises:
+          BrokenPipeError: its reader is gone, and the screen is not patient.
+          UserError: as before, its disk is full, or the like.
+        """
+        try:
+            write()
+            return
+        except BrokenPipeError as error:
+            self.lost = error
+        except SystemExit:  # what rich makes of it
+            self.lost = BrokenPipeError()
+        except OSError as error:
+            self.lost = UserError(
+                f"Standard output cannot be written: {error.strerror}. Send it where there is room. A run "
+                "that was training has saved its state, and the same command goes on from there."
+            )
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere, at the end too
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if not self.patient:
+            raise self.lost

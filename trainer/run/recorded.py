@@ -9,14 +9,15 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from trainer import bundled
 from trainer.checkpoints.manifest import Entry
 from trainer.data.sources.tfds_builders import is_known
 from trainer.errors import UserError
 from trainer.flags.calls import parse_call
 from trainer.flags.config import Config
-from trainer.model.find import bundled_models
 
 _TAKEN = (
     "model",
@@ -50,9 +51,10 @@ def completed(config: Config, entry: Entry) -> tuple[Config, str]:
         raise UserError(f"--model: not given, and {entry.path} names none. Give it, and --dataset.")
     of_python = [name for name in ("model", "dataset") if str(taken.get(name, "")).startswith("<")]
     if of_python:
+        what = of_python[0]
         raise UserError(
-            f"--{of_python[0]}: not given. The run of {entry.path} was given it in Python, so it must be "
-            f"given again: trainer.Run({of_python[0]}=..., workdir=...)."
+            f"--{what}: not given. The run of {entry.path} was given its {what} in Python, so it must be "
+            f"given again: trainer.Run({what}=..., workdir=...)."
         )
     words = " ".join(shlex.quote(f"--{name}={value}") for name, value in taken.items())
     if strange := [name for name, value in taken.items() if not _harmless(name, value)]:
@@ -82,7 +84,11 @@ def _is_bundled(text: str) -> bool:
         call = parse_call(text, "--model")
     except UserError:
         return False
-    return call.name in bundled_models() and all(map(_is_plain, [*call.args, *call.kwargs.values()]))
+    own = Path.cwd() / "models" / f"{call.name}.py"
+    brought = {file.stem: file for file in bundled.folder("models").glob("[!_]*.py")}.get(call.name)
+    if brought is None or (own.is_file() and not own.samefile(brought)):  # which would go before it
+        return False
+    return all(map(_is_plain, [*call.args, *call.kwargs.values()]))
 
 
 def _is_plain(value: Any) -> bool:

@@ -111,7 +111,10 @@ def _in_the_order_of(made: Assembled, saved: Any) -> Assembled:
 
 def _another(text: str, optimizer: GroupOptimizer) -> bool:
     """Whether state of the optimizer that `text` calls means nothing to `optimizer`."""
-    kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    try:
+        kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    except UserError:  # a manifest may say anything
+        return True
     # Adam and AdamW share their step, so that the state of one is the state of the other.
     return kind is not None and kind.update_step is not type(optimizer.keras).update_step
 
@@ -169,6 +172,25 @@ def note(resumed: Resume, program: Program, told: list[str]) -> str:
     if resumed.changed:
         notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *told]
     return "\n".join(notes)
+
+
+def lost_records(resumed: Resume, there: Mapping[str, Any]) -> str:
+    """A sentence where metrics.jsonl no longer holds what it held when the checkpoint was saved.
+
+    Args:
+      resumed: the run.
+      there: what the file holds up to the checkpoint's step, as `Records.written` has it.
+    """
+    saved = resumed.entry.meta.get("records")
+    if not isinstance(saved, dict) or not isinstance(saved.get("lines"), int) or saved == there:
+        return ""
+    lines, now = saved["lines"], there["lines"]
+    what = f"{lines - now} of {lines} records" if now < lines else "records"
+    how = "are gone" if now < lines else "are not those that were written"
+    return (
+        f"metrics.jsonl was deleted or changed since {resumed.entry.path.name}: {what} up to step "
+        f"{resumed.entry.step} {how}. The weights and all that follows are not affected."
+    )
 
 
 def finished_note(resumed: Resume) -> str:

@@ -1,5 +1,6 @@
 """The checkpoints of a run: the newest to go on from, and those that it writes."""
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint, manifest
 from trainer.checkpoints.manifest import Entry
 from trainer.devices.agreement import check_same, from_first
+from trainer.errors import UserError
 from trainer.groups import plan
 from trainer.report.reporter import Reporter
 from trainer.run.assemble import Assembled
@@ -53,6 +55,8 @@ class Checkpoints:
       made: the run, for what the manifest says of it.
       reporter: told of each checkpoint.
       plan: of the run, as JSON.
+      last: the checkpoint written last.
+      step: of the newest one there is; 0 for none.
     """
 
     directory: Path
@@ -61,6 +65,15 @@ class Checkpoints:
     reporter: Reporter
     plan: Mapping[str, Any]
     last: Path | None = field(default=None)
+    step: int = 0
+
+    def rescue(self) -> bool:
+        """Saves what no checkpoint has yet, after an error; whether that was possible, or not needed."""
+        step = int(self.program.state.step.numpy())
+        if step != self.step:
+            with contextlib.suppress(UserError):
+                self.save(step, {})
+        return step == self.step
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Saves the state at `step`; then deletes what `--keep` and `--keep_best` let go.
@@ -68,6 +81,7 @@ class Checkpoints:
         Raises:
           UserError: it could not be saved; those before it are intact.
         """
+        self.reporter.check()
         config, total = self.made.config, self.made.total
         meta = {
             "plan": self.plan,
@@ -78,6 +92,7 @@ class Checkpoints:
             "flags": config.given(),
             "data": self.made.split.source.full_name,
             "replicas": self.program.replicas,
+            "records": self.reporter.written,
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
@@ -85,6 +100,7 @@ class Checkpoints:
         }
         self.reporter.sync()
         self.last = checkpoint.save(self.directory, step, unshared(self.program.state.named()), meta)
+        self.step = step
         protect: set[int] = set()
         if self.made.criterion:
             best = manifest.best(self.directory, self.made.criterion)

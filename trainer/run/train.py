@@ -10,6 +10,7 @@ from typing import Any
 from trainer.checkpoints.lock import Lock
 from trainer.devices import agreement
 from trainer.devices.strategy import is_chief
+from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.groups import plan_table
 from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
@@ -69,6 +70,7 @@ def train(
     Raises:
       UserError: the run cannot start or go on as asked, or a step was not finite.
       KeyboardInterrupt: it came while the run trained; the state was saved.
+      BrokenPipeError: whoever read the output has gone; the state was saved where the run trained.
     """
     began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
     with contextlib.ExitStack() as stack:
@@ -76,10 +78,10 @@ def train(
         if stop:
             stop.catch()
         strategy = made.built.strategy
-        if workdir:
-            lock = Lock(workdir.path)
+        lock = Lock(workdir.path) if workdir else None
+        if lock:
             agreement.from_first(strategy, lambda: str(stack.enter_context(lock).workdir.name))
-        reporter = _reporter(made, workdir, screen, hooks)
+        reporter = _reporter(made, workdir, screen, hooks, lock)
         stack.callback(reporter.close)
         entry = saving.newest(workdir.checkpoints, reporter, strategy) if workdir else None
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
@@ -93,15 +95,21 @@ def train(
         if live.program is None:
             live.program, sources = _start(begun)
         live.made = begun.made
-        return _train(begun, live.program, sources, began)
+        result = _train(begun, live.program, sources, began)
+    if screen.lost and not (stop and stop.status):  # a terminal that was hung up is lost, too
+        raise screen.lost
+    return result
 
 
-def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks) -> Reporter:
+def _reporter(
+    made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks, lock: Lock | None
+) -> Reporter:
     """What the run says: of several workers the first does. It begins with devices and data."""
     chief = is_chief(made.built.strategy)
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
-    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
+    check = lock.check if lock else lambda: None
+    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
     for note in (made.built.engine, *made.notes):
         reporter.note(note)
     return reporter
@@ -125,6 +133,7 @@ def _start(begun: _Begun) -> tuple[Program, dict[str, str]]:
     sources: dict[str, str] = {}
     if config.init_from and not resumed:
         receipt_in = begun.workdir if begun.chief else None
+        begun.reporter.check()
         sources = initialise(config, made.built, begun.reporter.screen, receipt_in)
     program = made.program()
     if resumed:
@@ -152,7 +161,10 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         save_evaluated=bool(made.config.keep_best),
     )
     # From here on no refusal is left, and the files of the run may change.
-    reporter.trim(begun.resumed.entry.step if begun.resumed else 0, evaluated=not loop.evaluate_first)
+    start = begun.resumed.entry.step if begun.resumed else 0
+    reporter.trim(start, evaluated=not loop.evaluate_first)
+    if begun.resumed and begun.chief and (lost := resume.lost_records(begun.resumed, reporter.written)):
+        reporter.warn(lost)
     show_plan(reporter.screen, plan)
     if workdir and begun.chief:
         workdir.record(plan, made.config)
@@ -160,10 +172,27 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     if begun.stop:
         begun.stop.request = lambda: program.stop.assign(True)
     _check_workers(program, "start values", "All must read the same --workdir and the same --init_from.")
-    result = loop.run()
+    result = _run(loop, saved if begun.chief else None, start)
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     return result
+
+
+def _run(loop: Loop, saved: saving.Checkpoints | None, start: int) -> Result:
+    """Trains; where the run cannot go on, as a record or the like cannot be written, its state is saved."""
+    if saved:
+        saved.step = start
+    try:
+        loop.reporter.screen.patient = True
+        return loop.run()
+    except UserError as error:
+        if saved is None or saved.step == (before := int(loop.program.state.step.numpy())):
+            raise
+        if not saved.rescue():
+            raise
+        raise UserError(f"{error} The state of step {before} was saved.") from error
+    finally:
+        loop.reporter.screen.patient = False
 
 
 def _save(begun: _Begun, saved: saving.Checkpoints | None) -> Callable[[int, dict[str, float]], None] | None:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import checkpoint, manifest
-from trainer.checkpoints.checkpoint import Differences
+from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.manifest import Entry
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing

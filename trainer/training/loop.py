@@ -130,6 +130,8 @@ class Loop:
 
     def _train(self, phase: Phase, result: Result) -> None:
         """A phase, or what is left of it."""
+        names = listing(group.name for group in phase.active)
+        self.reporter.note(f"Compiling steps {result.step} to {phase.stop} ({names}): this may take a while.")
         train = self.program.trainer(phase, self.feed)
         self._pace = 0.0
         while result.step < phase.stop and not result.stopped:
@@ -192,7 +194,9 @@ class Loop:
         if sick := self._health.sick():
             self._again(train, copy, range(step, step + n), sick)
         seconds = time.perf_counter() - began
-        # The first call compiles as well, so that its pace says nothing but that a step can be had.
+        if not self._pace:  # it compiled as well: rates count from its end
+            logged, trained = self._logged
+            self._logged = logged + done, trained + seconds
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
@@ -231,7 +235,7 @@ class Loop:
             self._evaluate(result)
 
     def _rate(self, step: int, result: Result) -> float:
-        """Examples a second since the last log point."""
+        """Examples a second since the last log point, without the steps in which a phase was compiled."""
         seconds = result.training_seconds - self._logged[1]
         return (step - self._logged[0]) * self.feed.batch / seconds if seconds > 0 else 0.0
 
