@@ -45,6 +45,8 @@ def _modes() -> ModuleType:
         raise UserError(f"KERAS_BACKEND={backend}: this trains TensorFlow models. Unset it.")
     try:
         with quiet_start():
+            import keras  # noqa: F401 (reads its settings)
+
             from trainer import modes
     except (Exception, SystemExit) as error:
         raise UserError(

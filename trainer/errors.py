@@ -15,7 +15,8 @@ from trainer.text import printable, shortened
 T = TypeVar("T")
 
 # Frames that are not the user's own.
-_FOREIGN = re.compile(r"site-packages|<frozen|__autograph_generated|/lib/python3\.\d+/")
+_FOREIGN = re.compile(r"site-packages|<frozen|/lib/python3\.\d+/")
+_REWRITTEN = "__autograph_generated"
 
 
 class UserError(ValueError):
@@ -72,6 +73,8 @@ def blame(error: BaseException) -> str:
         reason = " ".join(reason.split())[:1000]
     own = [f for f in frames if not _FOREIGN.search(f.filename)] or frames
     where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    if own and _REWRITTEN in own[-1].filename:  # what is no Exception AutoGraph does not trace back
+        where = f" in {own[-1].name.removeprefix('tf__')}"
     if isinstance(error, SystemExit):
         return f"called sys.exit({told(error)}){where}, which ends a program and not a run. Remove the call."
     return f"raised {kind}{where}: {reason}"

@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Config:
       SystemExit: `--help` was given; the flags have been printed.
     """
     given = list(_Reader().command_line(arguments[1:]))
-    if any(flag.name == "help" for flag in given):
+    if any((flag.name, flag.value) == ("help", "true") for flag in given):
         print(f"{arguments[0]}: trains a TensorFlow model. Each flag may stand in a --flagfile.\n{_help()}")
         raise SystemExit(0)
     values = define()

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 
 from trainer.errors import UserError
 
-SECONDS = 2  # of processor time in which all names must be matched
+SECONDS = 1  # of processor time in which all names must be matched
 _WAYS = 1e7  # so many are tried in a fraction of a second
 
 _CHILD = f"""
