@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
+from trainer.restore import pieces
 from trainer.restore.decide import Entry
 from trainer.restore.match import Matched
-from trainer.restore.values import Values, checksum
+from trainer.restore.values import Values
 
 
 def assign(
@@ -35,9 +37,8 @@ def assign(
         if entry.sources:
             name = entry.variable.name
             array = arrays[name]
-            for copy in strategy.experimental_local_results(entry.variable.value):
-                copy.assign(array)
-            wanted[name] = checksum(array)
+            wanted[name] = pieces.checksum(array)
+            pieces.assign(strategy.experimental_local_results(entry.variable.value), array)
             del array  # before the next one is read
     for layer in {id(e.variable.layer): e.variable.layer for e in matched.entries if e.sources}.values():
         if isinstance(layer, keras.layers.Normalization):
@@ -68,18 +69,25 @@ def describe(
 
 
 def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
-    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`."""
+    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`.
+
+    Where that is too much still, blocks that differ in numbers only are one: `block*`.
+    """
     depth = max((row[0].count("/") for row in rows), default=0)
     folded = [list(row) for row in rows]
-    while len(folded) > most and depth > 0:
+    for level in [*range(depth, 0, -1), 0]:
+        if len(folded) <= most:
+            break
         groups: dict[tuple[str, str], list[Sequence[str]]] = {}
         for row in rows:
-            groups.setdefault(("/".join(row[0].split("/")[:depth]), row[3]), []).append(row)
+            front = "/".join(row[0].split("/")[: max(level, 1)])
+            front = front if level else re.sub(r"\d+", "*", front)
+            rule = row[3] if level else re.sub(r"\d+", "*", row[3])
+            groups.setdefault((f"{front}/*", rule), []).append(row)
         folded = [
-            list(group[0]) if len(group) == 1 else [f"{front}/*", f"{len(group)} variables", "", rule, "", ""]
-            for (front, rule), group in groups.items()
+            list(group[0]) if len(group) == 1 else [name, f"{len(group)} variables", "", rule, "", ""]
+            for (name, rule), group in groups.items()
         ]
-        depth -= 1
     return folded
 
 
@@ -155,4 +163,4 @@ def _replace(path: Path, text: str) -> None:
 
 def _copies(strategy: tf.distribute.Strategy, variable: ModelVariable) -> list[str]:
     """The checksum of the variable's value on each replica of this process."""
-    return [checksum(copy.numpy()) for copy in strategy.experimental_local_results(variable.value)]
+    return [pieces.checksum_of(copy) for copy in strategy.experimental_local_results(variable.value)]
