@@ -53,7 +53,9 @@ def open_npz(place: Path, path: str, flag: str) -> Source:
                 raise ValueError("it has more data than it announces")
         return data.reshape(spec.shape[::-1]).T if turned else data.reshape(spec.shape)
 
-    return Source("NumPy .npz", path, specs, ignored, flag, fetch, torch=looks_like_torch(found))
+    return Source(
+        "NumPy .npz", path, specs, ignored, flag, fetch, torch=looks_like_torch(found), neutral=True
+    )
 
 
 def check_member(member: zipfile.ZipInfo, path: str, flag: str) -> None:

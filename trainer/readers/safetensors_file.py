@@ -70,7 +70,7 @@ def open_safetensors(place: Path, path: str, flag: str) -> Source:
         data = buffers.part(place, starts[name], spec.bytes)
         return data.view(np_dtype(spec.dtype)).reshape(spec.shape)
 
-    return Source("safetensors file", path, kept, ignored, flag, fetch, torch=torch)
+    return Source("safetensors file", path, kept, ignored, flag, fetch, torch=torch, neutral=True)
 
 
 def _starts(place: Path) -> dict[str, int]:

@@ -66,7 +66,7 @@ def open_torch(place: Path, path: str, flag: str) -> Source:
         return _read(place, member, starts[tensor.storage.key], tensor, order.decode())
 
     kept = {short: Spec(tensors[name].shape, tensors[name].dtype) for short, name in names.items()}
-    return Source("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True)
+    return Source("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True, neutral=True)
 
 
 def _named(told: Any) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def assign(
     for entry in matched.entries:
         if entry.sources:
             name = entry.variable.name
-            array = arrays[name]
+            array = _again(arrays, name, matched)
             wanted[name] = pieces.checksum(array)
             pieces.assign(strategy.experimental_local_results(entry.variable.value), array)
             del array  # before the next one is read
@@ -44,6 +44,17 @@ def assign(
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with copies of its statistics
     return [_receipt(strategy, matched, e, before, wanted, arrays) for e in matched.entries]
+
+
+def _again(arrays: Mapping[str, np.ndarray], name: str, matched: Matched) -> np.ndarray:
+    """The array, read once more: it was whole a moment ago."""
+    try:
+        return arrays[name]
+    except UserError as error:
+        raise RuntimeError(
+            f"{matched.source.path} changed while it was read: {error} Some variables have been restored and "
+            "others not; restore them again from a file that stays."
+        ) from error
 
 
 def describe(
