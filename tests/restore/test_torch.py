@@ -31,7 +31,16 @@ def part(source, front, new=""):
     """The weights of one module of a source, under `new` or under no name."""
     names = {n.replace(front, new, 1).lstrip("."): n for n in source.specs if n.startswith(front + ".")}
     specs = {short: source.specs[name] for short, name in names.items()}
-    return Source(source.kind, front, specs, (), "--init_from", lambda n: source.read(names[n]), torch=True)
+    return Source(
+        source.kind,
+        front,
+        specs,
+        (),
+        "--init_from",
+        lambda n: source.read(names[n]),
+        torch=True,
+        neutral=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +148,7 @@ def memory(**arrays):
     """A source under PyTorch's names; `__` is a dot."""
     held = {name.replace("__", "."): np.asarray(value, np.float32) for name, value in arrays.items()}
     specs = {name: Spec(a.shape, "float32") for name, a in held.items()}
-    return Source("test", "memory", specs, (), "--init_from", held.__getitem__, torch=True)
+    return Source("test", "memory", specs, (), "--init_from", held.__getitem__, torch=True, neutral=True)
 
 
 def test_a_square_matrix_needs_the_layout_and_is_then_turned():
@@ -186,7 +195,7 @@ def test_a_kernel_behind_a_flattened_image_says_what_it_needs():
     w, x = rng.normal(size=(5, 24)), rng.normal(size=(1, 4, 2, 3)).astype(np.float32)
     source = memory(fc__weight=w, fc__bias=np.zeros(5))
     with pytest.raises(
-        UserError, match=r"flattened \[2, 3, 4\].*--init_adapt='fc/kernel flattened\(\[2, 3, 4\]\)'"
+        UserError, match=r"flattened image \[2, 3, 4\].*--init_adapt='fc/kernel flattened\(\[2, 3, 4\]\)'"
     ):
         restore(model, source, layout="torch")
     proposal = propose(walk(model), source, model=model)
@@ -195,6 +204,33 @@ def test_a_kernel_behind_a_flattened_image_says_what_it_needs():
     np.testing.assert_allclose(model(np.moveaxis(x, 1, -1)), x.reshape(1, -1) @ w.T, rtol=1e-5, atol=1e-5)
     restore(model, source, layout="torch", adapt=["fc/kernel as_is()"])
     np.testing.assert_allclose(model(x.reshape(1, 2, 3, 4)), x.reshape(1, -1) @ w.T, rtol=1e-5, atol=1e-5)
+
+
+def test_flattened_images_in_nested_models_and_before_normalizations():
+    image = keras.Input((2, 3, 4))
+    trunk = keras.Model(image, L.Flatten()(image), name="trunk")
+    flat = keras.Input((24,))
+    head = keras.Model(flat, L.Dense(2, name="fc")(L.BatchNormalization(name="bn")(flat)), name="head")
+    model = keras.Model(image, head(trunk(image)))
+    arrays = {f"head__bn__{w}": np.arange(24) for w in ("weight", "bias", "running_mean", "running_var")}
+    source = memory(**arrays, head__fc__weight=np.zeros((2, 24)), head__fc__bias=np.zeros(2))
+    with pytest.raises(UserError) as caught:
+        restore(model, source, layout="torch")
+    told = [line for line in str(caught.value).splitlines() if "flattened image [2, 3, 4]" in line]
+    assert len(told) == 5 and "flattened([2, 3, 4])" in told[0]
+    restore(model, source, layout="torch", adapt=[r"head/(fc/kernel|bn/.*) flattened([2, 3, 4])"])
+    wanted = np.arange(24).reshape(4, 2, 3).transpose(1, 2, 0).ravel()
+    np.testing.assert_array_equal(head.get_layer("bn").gamma, wanted)
+
+
+def test_flattened_images_that_are_merged():
+    image = keras.Input((2, 3, 4))
+    merged = L.Concatenate()([L.Flatten()(image), L.Flatten()(L.ReLU()(image))])
+    model = keras.Model(image, L.Dense(2, name="fc")(merged))
+    source = memory(fc__weight=np.zeros((2, 48)), fc__bias=np.zeros(2))
+    with pytest.raises(UserError, match=r"fc/kernel: its layer follows a flattened image \(merged\)"):
+        restore(model, source, layout="torch")
+    restore(model, source, layout="torch", adapt=["fc/kernel as_is()"])
 
 
 def test_one_channel_or_one_place_needs_nothing():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.readers import buffers
 from trainer.readers.source import Spec, np_dtype, size
 
 _CHILD = Path(__file__).with_name("hdf5_child.py")
@@ -59,7 +60,7 @@ class Layout:
             data = np.frombuffer(_child(self.file, dataset.path), np.uint8)
         else:
             length = size(shape) * dtype.itemsize
-            data = np.fromfile(self.file, np.uint8, count=length, offset=dataset.offset)
+            data = buffers.part(self.file, dataset.offset, length)
         return data.view(dtype).reshape(shape)
 
 

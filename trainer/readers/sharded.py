@@ -57,7 +57,8 @@ def open_sharded(place: Path, path: str, flag: str, open_one: Callable[[Path], S
     specs = {name: source.specs[name] for name, source in everything.items()}
     kind = f"{len(sources)} shards, each a {' or '.join(kinds)}"
     torch = any(source.torch for source in sources.values())
-    return Source(kind, path, specs, tuple(ignored), flag, fetch, torch=torch)
+    neutral = all(source.neutral for source in sources.values())
+    return Source(kind, path, specs, tuple(ignored), flag, fetch, torch=torch, neutral=neutral)
 
 
 def _shards(place: Path, path: str, flag: str) -> dict[str, str]:

@@ -67,6 +67,7 @@ class Source:
       flag: the flag that named the path, for messages.
       keras: the layout of a Keras file, None for others.
       torch: whether its names look like PyTorch's.
+      neutral: whether the format says nothing of who made the arrays, so that any layout may be stated.
     """
 
     kind: str
@@ -77,6 +78,7 @@ class Source:
     fetch: Callable[[str], np.ndarray] = field(repr=False)
     keras: KerasFile | None = field(default=None, repr=False)
     torch: bool = False
+    neutral: bool = False
 
     @property
     def positional(self) -> bool:

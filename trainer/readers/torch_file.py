@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import UserError
-from trainer.readers import torch_pickle
+from trainer.readers import buffers, torch_pickle
 from trainer.readers.source import Source, Spec, damaged, np_dtype, refuse, size, split_state
 from trainer.readers.torch_pickle import Tensor
 
@@ -66,7 +66,7 @@ def open_torch(place: Path, path: str, flag: str) -> Source:
         return _read(place, member, starts[tensor.storage.key], tensor, order.decode())
 
     kept = {short: Spec(tensors[name].shape, tensors[name].dtype) for short, name in names.items()}
-    return Source("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True)
+    return Source("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True, neutral=True)
 
 
 def _named(told: Any) -> dict[str, Tensor]:
@@ -161,10 +161,10 @@ def _read(place: Path, member: str, start: int, tensor: Tensor, order: str) -> n
     with zipfile.ZipFile(place) as archive:
         held = archive.getinfo(member).file_size
         if held == count * dtype.itemsize:
-            flat = np.empty(held, np.uint8)
             with archive.open(member) as file:
-                _fill(file, flat)
-            flat = flat.view(dtype)
+                flat = buffers.fill(file, held).view(dtype)
+                if file.read(1):
+                    raise ValueError("it has more data than it announces")
         else:
             part = np.memmap(
                 place,
@@ -178,15 +178,3 @@ def _read(place: Path, member: str, start: int, tensor: Tensor, order: str) -> n
     array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
     array = np.ascontiguousarray(array).reshape(tensor.shape)  # which makes [1] of []
     return array.byteswap() if order == "big" else array
-
-
-def _fill(file: Any, into: np.ndarray) -> None:
-    """Reads a whole member into an array, without a second copy of it."""
-    view, at = into.data, 0
-    while at < len(view):
-        count = file.readinto(view[at : at + (1 << 22)])
-        if not count:
-            raise ValueError("its data are cut short")
-        at += count
-    if file.read(1):
-        raise ValueError("it has more data than it announces")

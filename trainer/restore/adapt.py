@@ -168,7 +168,7 @@ def as_is() -> Adapter:
 
 
 def flattened(shape: Sequence[int]) -> Adapter:
-    """Rows of a kernel [n, out] that follow a flattened [channels, ...] put in the order of [..., channels].
+    """Rows of a kernel [n, out], or a vector [n], behind a flattened image in the order of [..., channels].
 
     Args:
       shape: what is flattened in the model, channels last: `[7, 7, 64]`.
@@ -178,10 +178,10 @@ def flattened(shape: Sequence[int]) -> Adapter:
         raise ValueError(f"shape={shape!r} is not a shape with channels last, like [7, 7, 64]")
 
     def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
-        if source.ndim != 2 or source.shape[0] != math.prod(shape):
+        if not 1 <= source.ndim <= 2 or source.shape[0] != math.prod(shape):
             raise ValueError(f"{list(source.shape)} has not the {math.prod(shape)} rows of {list(shape)}")
-        first = source.reshape(shape[-1], *shape[:-1], source.shape[1])
-        return np.moveaxis(first, 0, -2).reshape(source.shape)
+        first = source.reshape(shape[-1], *shape[:-1], *source.shape[1:])
+        return np.moveaxis(first, 0, len(shape) - 1).reshape(source.shape)
 
     return adapter
 

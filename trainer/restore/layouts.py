@@ -5,7 +5,6 @@ A name is looked for as it is, or with dots for slashes and PyTorch's own word i
 variable (`torch_kinds.py`) and never from a shape, so a square matrix is as safe as any other.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from trainer.model.names import ModelVariable
 from trainer.readers import Source
 from trainer.readers.source import Spec
+from trainer.restore.flat_images import before_flatten
 from trainer.restore.torch_kinds import CELLS, TRANSPOSED, Conversion, Kind, kind_of, last_word, matrix, one
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def unstated(source: Source, layout: str) -> str:
             "Add --init_layout=torch (or, where the arrays are in Keras's layout all the same, "
             "--init_layout=keras)."
         )
-    if layout and source.keras:
+    if layout and not source.neutral:
         return f" ! --init_layout={layout}: a {source.kind} is in Keras's layout. Remove it."
     return ""
 
@@ -72,29 +72,32 @@ def from_torch(
 
 
 def flattened(model: Any, entries: Sequence["Entry"], layout: str) -> Iterator[str]:
-    """The problems of kernels behind a flattened image that no `--init_adapt` speaks of."""
+    """The problems of arrays behind a flattened image that no `--init_adapt` speaks of."""
     open_ = {e.variable.name for e in entries if layout == "torch" and e.sources and not e.adapt}
-    for variable, shape in flat_kernels(model, [e.variable for e in entries if e.variable.name in open_]):
+    for variable, shape in flat_variables(model, [e.variable for e in entries if e.variable.name in open_]):
         name = re.escape(variable.name)
+        rule = f"--init_adapt='{name} flattened({list(shape)})', or " if shape else "what puts it right, or "
         yield (
-            f" ! {variable.name}: its layer follows a flattened {list(shape)}, whose numbers PyTorch has in "
-            f"another order. Add --init_adapt='{name} flattened({list(shape)})', or '{name} as_is()' where "
-            "the PyTorch model flattens channels last."
+            f" ! {variable.name}: its layer follows a flattened image {list(shape) or '(merged)'}, "
+            f"whose numbers PyTorch has in another order. Add {rule}--init_adapt='{name} as_is()' where the "
+            "PyTorch model flattens channels last."
         )
 
 
-def flat_kernels(
+def flat_variables(
     model: Any, variables: Sequence[ModelVariable]
 ) -> Iterator[tuple[ModelVariable, tuple[int, ...]]]:
-    """(kernel, shape of the image) where an image is flattened: PyTorch puts channels first, Keras last.
+    """(variable, shape of the image) where an image is flattened: PyTorch puts channels first, Keras last.
 
+    Kernels of Dense layers and the vectors of normalizations; shape () where several images are merged.
     Seen in functional and sequential models only.
     """
     for variable in variables if isinstance(model, keras.Model) else ():
         layer = variable.layer
-        if isinstance(layer, keras.layers.Dense) and variable.keras is layer._kernel:
-            shape = _before_flatten(layer)
-            if shape:
+        kernel = isinstance(layer, keras.layers.Dense) and variable.keras is layer._kernel
+        if kernel or isinstance(layer, _NORMALIZATIONS):
+            shape = before_flatten(layer, model)
+            if shape is not None:
                 yield variable, shape
 
 
@@ -183,29 +186,4 @@ def _without(path: str, last: str) -> tuple[str, bool]:
     return (before, True) if part == last else (path, False)
 
 
-_L = keras.layers
-
-
-# Flattened images
-
-_KEEPS_ORDER = (_L.Dropout, _L.Activation, _L.ReLU, _L.LeakyReLU, _L.Softmax, _L.BatchNormalization)
-
-
-def _before_flatten(layer: Any) -> tuple[int, ...] | None:
-    """The shape that is flattened before the layer, where its order matters: [..., channels]."""
-    for _ in range(100):
-        nodes = getattr(layer, "_inbound_nodes", ())
-        before = list(nodes[0].parent_nodes) if nodes else []
-        if len(before) != 1:
-            return None
-        layer = before[0].operation
-        if isinstance(layer, _L.Flatten | _L.Reshape):
-            shape = tuple(layer.input.shape[1:])
-            rank = len(layer.output.shape)
-            known = all(isinstance(n, int) for n in shape)
-            if rank != 2 or len(shape) < 2 or not known or shape[-1] == 1 or math.prod(shape[:-1]) == 1:
-                return None
-            return shape
-        if not isinstance(layer, _KEEPS_ORDER):
-            return None
-    return None
+_NORMALIZATIONS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)

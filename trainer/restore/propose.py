@@ -13,7 +13,7 @@ from trainer.model.names import ModelVariable
 from trainer.readers import Source
 from trainer.readers.source import np_dtype
 from trainer.restore import keras_order, patterns, sides
-from trainer.restore.layouts import flat_kernels
+from trainer.restore.layouts import flat_variables
 from trainer.restore.match import match
 from trainer.restore.pairing import Pairs, ambiguous, pair
 from trainer.restore.rules import parse
@@ -67,8 +67,10 @@ def propose(
         pairs = pair(ours, theirs, not source.positional, not alphabetical)
     named, used = _names(pairs, ours, theirs, layout)
     flags = _flags(variables, source, named, used, layout)
-    flat = flat_kernels(model, variables) if layout == "torch" else ()
-    adapt = [f"{re.escape(v.name)} flattened({list(shape)})" for v, shape in flat if v.name in named]
+    flat = flat_variables(model, variables) if layout == "torch" else ()
+    adapt = [
+        f"{re.escape(v.name)} flattened({list(shape)})" for v, shape in flat if shape and v.name in named
+    ]
     cast = any(_cast(v, source, used) for v in variables)
     rules = parse(flags["only"], flags["skip"], flags["rename"], cast, adapt, layout)
     lines = [f"--init_layout={layout}"] if layout else []

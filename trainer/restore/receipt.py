@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
+from trainer.restore import pieces
 from trainer.restore.decide import Entry
 from trainer.restore.match import Matched
-from trainer.restore.values import Values, checksum
+from trainer.restore.values import Values
 
 
 def assign(
@@ -34,15 +36,25 @@ def assign(
     for entry in matched.entries:
         if entry.sources:
             name = entry.variable.name
-            array = arrays[name]
-            for copy in strategy.experimental_local_results(entry.variable.value):
-                copy.assign(array)
-            wanted[name] = checksum(array)
+            array = _again(arrays, name, matched)
+            wanted[name] = pieces.checksum(array)
+            pieces.assign(strategy.experimental_local_results(entry.variable.value), array)
             del array  # before the next one is read
     for layer in {id(e.variable.layer): e.variable.layer for e in matched.entries if e.sources}.values():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with copies of its statistics
     return [_receipt(strategy, matched, e, before, wanted, arrays) for e in matched.entries]
+
+
+def _again(arrays: Mapping[str, np.ndarray], name: str, matched: Matched) -> np.ndarray:
+    """The array, read once more: it was whole a moment ago."""
+    try:
+        return arrays[name]
+    except UserError as error:
+        raise RuntimeError(
+            f"{matched.source.path} changed while it was read: {error} Some variables have been restored and "
+            "others not; restore them again from a file that stays."
+        ) from error
 
 
 def describe(
@@ -68,18 +80,25 @@ def describe(
 
 
 def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
-    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`."""
+    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`.
+
+    Where that is too much still, blocks that differ in numbers only are one: `block*`.
+    """
     depth = max((row[0].count("/") for row in rows), default=0)
     folded = [list(row) for row in rows]
-    while len(folded) > most and depth > 0:
+    for level in [*range(depth, 0, -1), 0]:
+        if len(folded) <= most:
+            break
         groups: dict[tuple[str, str], list[Sequence[str]]] = {}
         for row in rows:
-            groups.setdefault(("/".join(row[0].split("/")[:depth]), row[3]), []).append(row)
+            front = "/".join(row[0].split("/")[: max(level, 1)])
+            front = front if level else re.sub(r"\d+", "*", front)
+            rule = row[3] if level else re.sub(r"\d+", "*", row[3])
+            groups.setdefault((f"{front}/*", rule), []).append(row)
         folded = [
-            list(group[0]) if len(group) == 1 else [f"{front}/*", f"{len(group)} variables", "", rule, "", ""]
-            for (front, rule), group in groups.items()
+            list(group[0]) if len(group) == 1 else [name, f"{len(group)} variables", "", rule, "", ""]
+            for (name, rule), group in groups.items()
         ]
-        depth -= 1
     return folded
 
 
@@ -155,4 +174,4 @@ def _replace(path: Path, text: str) -> None:
 
 def _copies(strategy: tf.distribute.Strategy, variable: ModelVariable) -> list[str]:
     """The checksum of the variable's value on each replica of this process."""
-    return [checksum(copy.numpy()) for copy in strategy.experimental_local_results(variable.value)]
+    return [pieces.checksum_of(copy) for copy in strategy.experimental_local_results(variable.value)]

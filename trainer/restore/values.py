@@ -1,6 +1,5 @@
 """The values that variables start from, each read when it is asked for: one array in memory at a time."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from trainer.readers import Source
 from trainer.readers.source import np_dtype
 from trainer.restore.decide import Entry
+from trainer.restore.pieces import checksum
 
 _PIECE = 1 << 20  # numbers looked at together
 
@@ -65,15 +65,6 @@ def shape_of(entry: Entry, source: Source) -> tuple[int, ...]:
     return _laid(entry, zeros, np.broadcast_to(np.zeros((), np.float32), entry.variable.shape)).shape
 
 
-def checksum(*arrays: np.ndarray) -> str:
-    """SHA-256 of the bytes of arrays, one after another."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        # As bytes: the 16-bit and 8-bit floats of ml_dtypes have no buffer of their own.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 def _finite(source: Source, name: str) -> np.ndarray:
     """The stored array; ValueError where it is damaged or not finite."""
     array = source.read(name)
@@ -102,7 +93,8 @@ def _fitted(entry: Entry, arrays: Sequence[np.ndarray]) -> np.ndarray:
             array = array.astype(wanted)
         if bad := _not_finite(array):
             raise ValueError(f"{bad} values are too large for {variable.dtype.name}.")
-    return np.ascontiguousarray(array).reshape(variable.shape)
+    # Not made contiguous: that would be a second copy of a large array that was transposed.
+    return array
 
 
 def _not_finite(array: np.ndarray) -> int:
