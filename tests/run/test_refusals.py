@@ -38,7 +38,7 @@ def refused(monkeypatch, capsys, tmp_path, data_dir):
         pytest.fail("examples were read, or a data set was prepared, before the refusal")
 
     monkeypatch.setattr("trainer.data.resident.load", read)
-    monkeypatch.setattr("trainer.data.sources.tfds._records", read)
+    monkeypatch.setattr("trainer.data.shards._records", read)
     monkeypatch.setattr(Streaming, "chunk", read)
     monkeypatch.setattr(TfdsSource, "prepare", lambda dataset: dataset.prepared or read())
 

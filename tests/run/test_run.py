@@ -354,7 +354,7 @@ def no_reading(monkeypatch):
         pytest.fail("--mode=plan read or prepared data")
 
     monkeypatch.setattr("trainer.data.resident.load", read)
-    monkeypatch.setattr("trainer.data.sources.tfds._records", read)
+    monkeypatch.setattr("trainer.data.shards._records", read)
     monkeypatch.setattr(TfdsSource, "prepare", read)
 
 

@@ -111,6 +111,7 @@ def make(
         batch_size=batch // accumulate,
         train_for=steps,
         eval_split="none",
+        bad_examples="keep",  # tests plant NaN
         **{"on_nonfinite": "skip" if flags.get("precision") == "mixed_float16" else "off", **flags},
     )
     config.check()

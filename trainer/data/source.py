@@ -17,6 +17,10 @@ Decode = Callable[[dict[str, Any]], dict[str, Any]]
 class InOrder(Protocol):
     """Elements that can only be read in a row: files of records, a `tf.data.Dataset`."""
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether whoever made them gave them an order that is to be kept."""
+
     def ordered(self) -> tf.data.Dataset:
         """Each once, in their own order."""
 

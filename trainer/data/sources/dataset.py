@@ -139,6 +139,8 @@ class Datasets:
 class _Rows:
     """Serialized examples in a row."""
 
+    keeps_order = True
+
     def __init__(self, data: tf.data.Dataset, block: int, examples: int) -> None:
         self._data, self._block, self._examples = data, block, examples
 

@@ -104,7 +104,8 @@ class Sequences:
         for (name, part), values in zip(self._spec.items(), made, strict=False):
             if name in lengths:
                 flat = tf.ensure_shape(values, [None, *part.shape[1:]])
-                group[name] = tf.RaggedTensor.from_row_lengths(flat, lengths[name], validate=False)
+                length = tf.ensure_shape(lengths[name], [elements.shape[0]])
+                group[name] = tf.RaggedTensor.from_row_lengths(flat, length, validate=False)
             else:
                 group[name] = tf.ensure_shape(values, [elements.shape[0], *part.shape])
         return group
