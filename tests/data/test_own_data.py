@@ -215,7 +215,7 @@ def test_tfrecords_with_a_stated_spec(tmp_path):
     assert "Say it" in said and "tokens: int64" in said and "box: float32" in said
     assert "Did you mean int64" in refused(f"{tmp_path}/mine.tfrecord(features='flag: int46')")
     wrong = open_data(f"{tmp_path}/mine.tfrecord(features='box: float32[3]')", Places())
-    with pytest.raises(UserError, match="an example of train cannot be read, number 1: .*box"):
+    with pytest.raises(UserError, match="an example of train cannot be read, number 1 of .*box"):
         load(Split(wrong, "train"))
     data = (tmp_path / "mine.tfrecord").read_bytes()
     (tmp_path / "mine.tfrecord").write_bytes(data[:-9])

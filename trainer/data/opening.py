@@ -169,8 +169,8 @@ def _from_path(call: Call, path: Path, bad: str) -> Source:
         return _made(call, flag, open_, bad)
     if any(suffix in found for suffix in IMAGES) and path.is_dir():
 
-        def open_folder(size: Any = None, crop: bool = False) -> Source:
-            return open_images(name, path, size, crop, bad)
+        def open_folder(size: Any = None, crop: bool = False, channels: int = 3) -> Source:
+            return open_images(name, path, size, crop, channels, bad)
 
         return _made(call, flag, open_folder, bad)
     if records := [f for files in found.values() for f in files if ".tfrecord" in f.name]:

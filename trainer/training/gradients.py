@@ -178,7 +178,7 @@ class Gradients:
                 total *= tf.cast(self.state.scale, total.dtype)
         gradients = tape.gradient(total, [v.value for v in active])
         for gradient, v in zip(gradients, active, strict=True):
-            if tf.is_tensor(gradient):  # lengths that differ from batch to batch hide the shape
+            if isinstance(gradient, tf.Tensor):  # lengths that differ from batch to batch hide the shape
                 gradient.set_shape(v.value.shape)
         updates = {}
         for v in state:
