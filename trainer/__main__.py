@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from trainer.errors import UserError
 from trainer.flags.command_line import parse
@@ -21,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
             from trainer import modes  # imports TensorFlow, which a mistyped flag need not wait for
         return modes.run(config)
     except UserError as error:
-        print(f"run.py: {error}", file=sys.stderr)
+        name = Path(arguments[0]).name
+        print(f"{'trainer' if name == '__main__.py' else name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before a mode takes signals over
         return 130

@@ -8,6 +8,14 @@ class UserError(ValueError):
     """A flag, file or model module that cannot be used as given.
 
     The message names the flag, its value and the next step; `run.py` prints it and exits 1, no traceback.
+
+    Example:
+      >>> import trainer
+      >>> try:
+      ...     trainer.Run(batch_size=0)
+      ... except trainer.UserError as error:
+      ...     print(error)
+      --batch_size=0: must lie from 1 to 2147483648.
     """
 
 
