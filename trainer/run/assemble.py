@@ -97,7 +97,7 @@ class Assembled:
             told["pad"] = list(config.pad)
         if config.bad_examples != "refuse":
             told["bad_examples"] = config.bad_examples
-        classes = {n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames)}
+        classes = {n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames) and f.names}
         return told | ({"classes": classes} if classes else {})
 
     @property

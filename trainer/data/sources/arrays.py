@@ -21,17 +21,19 @@ class ClassNames:
     """A feature that is a class number, as a model's `check` sees it.
 
     Attributes:
-      names: of the classes, in the order of their numbers.
+      names: of the classes, in the order of their numbers; () where they have none.
+      count: how many there are, where they have no names.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    count: int = 0
     shape: tuple[int, ...] = ()
     dtype: tf.DType = tf.int64
 
     @property
     def num_classes(self) -> int:
         """How many there are."""
-        return len(self.names)
+        return self.count or len(self.names)
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,15 @@ class Arrays:
 
     @property
     def features(self) -> dict[str, Any]:
-        """As `spec`; of a feature whose classes have names, these."""
-        return self.spec() | {name: ClassNames(names) for name, names in self._origin.classes.items()}
+        """As `spec`; of a label of class numbers, how many classes there are, and their names if they have any."""
+        named = {name: ClassNames(names) for name, names in self._origin.classes.items()}
+        label = self._origin.label
+        found = [arrays[label] for arrays in self._splits.values() if label in arrays and label not in named]
+        if found and all(isinstance(a, np.ndarray) and a.ndim == 1 and a.dtype.kind in "iu" for a in found):
+            least, most = min(int(a.min()) for a in found if len(a)), max(int(a.max()) for a in found if len(a))
+            if least >= 0:
+                named[label] = ClassNames(count=most + 1, dtype=tf.as_dtype(found[0].dtype))
+        return self.spec() | named
 
     def prepare(self) -> None:
         """Nothing: arrays are there."""
