@@ -71,7 +71,9 @@ def write(folder: Path) -> None:
                 place.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image[:, :, 0]).save(place / f"{i:04}.png")
                 stored = {
-                    "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[(place / f"{i:04}.png").read_bytes()])),
+                    "image": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[(place / f"{i:04}.png").read_bytes()])
+                    ),
                     "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
                 }
                 example = tf.train.Example(features=tf.train.Features(feature=stored))

@@ -29,5 +29,7 @@ def preprocess(batch: dict[str, tf.Tensor], training: Any, seed: tf.Tensor) -> d
     def cut(one: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         return tf.slice(one[0], [one[1][0], one[1][1], 0], [height, width, channels])
 
-    shifted = tf.map_fn(cut, (wide, corners), fn_output_signature=tf.TensorSpec([height, width, channels], image.dtype))
+    shifted = tf.map_fn(
+        cut, (wide, corners), fn_output_signature=tf.TensorSpec([height, width, channels], image.dtype)
+    )
     return {**batch, "image": shifted}

@@ -34,7 +34,9 @@ def check(model: Any, features: Any) -> None:
         raise ValueError(f"there is no column {model.label}; say which is the label, label='NAME'")
     columns = model.input_shape[-1]
     if len(features) - 1 != columns:
-        raise ValueError(f"the table has {len(features) - 1} columns besides the label; give columns={len(features) - 1}")
+        raise ValueError(
+            f"the table has {len(features) - 1} columns besides the label; give columns={len(features) - 1}"
+        )
 
 
 def loss(model: Any, batch: dict[str, tf.Tensor], training: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

@@ -1,4 +1,4 @@
-"""What docs/data.md and docs/augmentation.md show runs, word for word, and the augmentations are repeatable."""
+"""What docs/data.md and docs/augmentation.md show runs, word for word; augmentations are repeatable."""
 
 import re
 import shlex
@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 COMMANDS = [line for block in blocks("data.md", "sh") for line in block.splitlines()]
@@ -73,7 +75,9 @@ def shown():
 
 def build():
     image = keras.Input((28, 28, 1), name="image")
-    return keras.Model(image, keras.layers.Dense(10, name="logits")(keras.layers.Flatten(name="flatten")(image)))
+    return keras.Model(
+        image, keras.layers.Dense(10, name="logits")(keras.layers.Flatten(name="flatten")(image))
+    )
 
 
 def plain_loss(model, batch, training):
@@ -96,8 +100,8 @@ def test_augmentations_are_repeated_after_a_restart(shown, kind):
 
     def trained(*chunks, seed=0, strategy=None):
         config = Config(
-            model=trainer.ModelModule(**parts(shown, kind)), dataset=data, group=[".* sgd 1e-2"], batch_size=8,
-            train_for=6, eval_split="none", seed=seed,
+            model=trainer.ModelModule(**parts(shown, kind)), dataset=data, group=[".* sgd 1e-2"],
+            batch_size=8, train_for=6, eval_split="none", seed=seed,
         )  # fmt: skip
         made = assemble(config, on=(strategy or tf.distribute.get_strategy(), ""))
         program, feed = made.program(), made.training_feed()
@@ -118,9 +122,13 @@ def test_augmented_images_are_what_they_are_said_to_be(shown):
     batch, seed = {"image": tf.constant(image), "label": tf.range(64)}, tf.constant([3, 4])
     same = shown["flip_and_crop"](batch, False, seed)["image"]
     np.testing.assert_allclose(same, image / 255, rtol=1e-6)
-    one, other = (shown["flip_and_crop"](batch, True, tf.constant(s))["image"].numpy() for s in ([3, 4], [3, 5]))
+    one, other = (
+        shown["flip_and_crop"](batch, True, tf.constant(s))["image"].numpy() for s in ([3, 4], [3, 5])
+    )
     assert one.shape == (64, 28, 28, 1) and not np.array_equal(one, other)
     mixed = shown["mixup"](batch, True, seed)
     share, partner = mixed["share"].numpy(), mixed["other"].numpy()
     weight = share[:, None, None, None]
-    np.testing.assert_allclose(mixed["image"], weight * image / 255 + (1 - weight) * image[partner] / 255, rtol=1e-4)
+    np.testing.assert_allclose(
+        mixed["image"], weight * image / 255 + (1 - weight) * image[partner] / 255, rtol=1e-4
+    )

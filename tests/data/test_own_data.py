@@ -56,19 +56,21 @@ def test_array_files_that_are_refused(tmp_path):
 
 def test_arrays_with_values_that_cannot_be_used():
     x, label = np.arange(8.0), np.array([0, 1, 2, -1, 1, 0, 0, 1])
-    with pytest.raises(UserError, match=r"split train, example 3 of 8 .*feature label: -1 \(the label is missing"):
+    with pytest.raises(
+        UserError, match=r"split train, example 3 of 8 .*feature label: -1 \(the label is missing"
+    ):
         from_object({"x": x, "label": label}, "arrays")
     bad = np.where(np.arange(8) % 5 == 4, np.nan, x)
-    with pytest.raises(UserError, match="split test, example 4 of 8 .*feature x: nan"):
+    with pytest.raises(UserError, match=r"split test, example 4 of 8 .*feature x: nan"):
         from_object({"train": {"x": x}, "test": {"x": bad}}, "arrays")
     kept = from_object({"x": bad, "label": label}, "arrays", "skip")
     assert kept.sizes() == {"train": 6} and "2 of 8 examples of train are left out" in kept.notes[0]
     np.testing.assert_array_equal(kept.arrays("train")["x"], x[[0, 1, 2, 5, 6, 7]])
     assert from_object({"x": bad, "label": label}, "arrays", "keep").sizes() == {"train": 8}
     from_object({"label": np.array([-1, 1, -1, 1])}, "arrays")  # a margin's classes
-    with pytest.raises(UserError, match="train: x holds Python objects"):
+    with pytest.raises(UserError, match=r"train: x holds Python objects"):
         from_object({"x": np.array([{}, 1], object)}, "arrays")
-    with pytest.raises(UserError, match="no split|is empty|not a dictionary"):
+    with pytest.raises(UserError, match=r"no split|is empty|not a dictionary"):
         from_object({}, "arrays")
 
 
@@ -89,7 +91,10 @@ def test_a_table_as_pandas_would_have_it(tmp_path):
     said = " ".join(source.notes)
     assert "width float64, length int64, count int64, kind text" in said and "0 a, 1 b" in said
     text = open_data(f"{tmp_path}/t.csv(features=['kind', 'count'])", Places())
-    assert list(load(Split(text, "train"))["kind"]) == [b"b", b"a", b"b"] and set(text.spec()) == {"kind", "count"}
+    assert list(load(Split(text, "train"))["kind"]) == [b"b", b"a", b"b"] and set(text.spec()) == {
+        "kind",
+        "count",
+    }
 
 
 def test_parquet_with_lists_and_text(tmp_path):
@@ -147,7 +152,12 @@ def test_images_as_keras_reads_them(photos, crop):
     source = open_data(f"{photos}(size=16, crop={crop})", Places())
     assert source.sizes() == {"train": 8, "test": 8} and source.classes == ("cat", "dog")
     theirs = keras.utils.image_dataset_from_directory(
-        photos / "train", image_size=(16, 16), shuffle=False, batch_size=8, crop_to_aspect_ratio=crop, verbose=False
+        photos / "train",
+        image_size=(16, 16),
+        shuffle=False,
+        batch_size=8,
+        crop_to_aspect_ratio=crop,
+        verbose=False,
     )
     ((images, labels),) = list(theirs)
     found = load(Split(source, "train"))
@@ -172,7 +182,9 @@ def test_images_that_are_refused(photos):
     (photos / "train/cat/1.png").write_bytes(whole[:-30])
     (photos / "train/dog/2.png").write_bytes(b"")
     said = refused(f"{photos}(size=8)")
-    assert "2 of 16 images cannot be read" in said and "train/cat/1.png (cut off)" in said and "(empty)" in said
+    assert (
+        "2 of 16 images cannot be read" in said and "train/cat/1.png (cut off)" in said and "(empty)" in said
+    )
     source = open_data(f"{photos}(size=8)", Places(), "skip")
     assert source.sizes()["train"] == 6 and "2 of 16 images are left out" in source.notes[0]
     (photos / "train/Cat").mkdir()
@@ -187,7 +199,11 @@ def test_images_that_are_refused(photos):
 
 def feature(value):
     kinds = {bytes: "bytes_list", float: "float_list", int: "int64_list"}
-    lists = {"bytes_list": tf.train.BytesList, "float_list": tf.train.FloatList, "int64_list": tf.train.Int64List}
+    lists = {
+        "bytes_list": tf.train.BytesList,
+        "float_list": tf.train.FloatList,
+        "int64_list": tf.train.Int64List,
+    }
     kind = kinds[type(value[0])]
     return tf.train.Feature(**{kind: lists[kind](value=value)})
 
@@ -215,7 +231,7 @@ def test_tfrecords_with_a_stated_spec(tmp_path):
     assert "Say it" in said and "tokens: int64" in said and "box: float32" in said
     assert "Did you mean int64" in refused(f"{tmp_path}/mine.tfrecord(features='flag: int46')")
     wrong = open_data(f"{tmp_path}/mine.tfrecord(features='box: float32[3]')", Places())
-    with pytest.raises(UserError, match="an example of train cannot be read, number 1 of .*box"):
+    with pytest.raises(UserError, match=r"an example of train cannot be read, number 1 of .*box"):
         load(Split(wrong, "train"))
     data = (tmp_path / "mine.tfrecord").read_bytes()
     (tmp_path / "mine.tfrecord").write_bytes(data[:-9])
@@ -255,7 +271,7 @@ def test_tuples_need_names():
 
 
 def test_what_cannot_be_repeated_is_refused():
-    with pytest.raises(UserError, match="x is another one when asked again.*preprocess"):
+    with pytest.raises(UserError, match=r"x is another one when asked again.*preprocess"):
         from_object(Pairs(noise=1.0), "noisy", names=("x", "label"))
     data = tf.data.Dataset.range(100).shuffle(100).map(lambda i: {"x": i})
     with pytest.raises(UserError, match="reshuffle_each_iteration=False"):
@@ -322,7 +338,9 @@ def test_names_that_are_not_found(tmp_path, monkeypatch):
     assert "Did you mean table.csv" in refused("tabel.csv")
     said = refused("mnits")
     assert "no such data set" in said and "Did you mean mnist" in said and "docs/data.md" in said
-    assert "there is no package" in refused("nowhere.at_all") or "no such data set" in refused("nowhere.at_all")
+    assert "there is no package" in refused("nowhere.at_all") or "no such data set" in refused(
+        "nowhere.at_all"
+    )
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/x.txt").write_text("")
     assert "nothing in it that is known as data, only *.txt" in refused("./odd")
@@ -344,7 +362,11 @@ def test_hugging_face_datasets():
     images = [Image.new("RGB", (4, 3), (i, i, i)) for i in range(12)]
     rows = {"image": images, "label": [i % 2 for i in range(12)], "text": [f"n{i}" for i in range(12)]}
     kinds = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"]), "text": datasets.Value("string")}
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["a", "b"]),
+            "text": datasets.Value("string"),
+        }
     )
     data = datasets.Dataset.from_dict(rows, features=kinds)
     source = from_object(datasets.DatasetDict({"train": data, "test": data.select(range(4))}), "hub")
@@ -375,7 +397,13 @@ def test_python_may_pass_what_a_flag_names(monkeypatch):
         build=lambda: keras.Sequential([keras.Input([3]), keras.layers.Dense(1, name="d")]),
         loss=lambda m, b, training: ((m(b["x"])[:, 0] - tf.cast(b["label"], tf.float32)) ** 2, {}),
     )
-    shared = {"model": module, "group": [".* adam 1e-1"], "batch_size": 5, "train_for": 40, "eval_split": "train"}
+    shared = {
+        "model": module,
+        "group": [".* adam 1e-1"],
+        "batch_size": 5,
+        "train_for": 40,
+        "eval_split": "train",
+    }
     source = from_object(Pairs(), "pairs", names=("x", "label"))
     x = {"x": np.stack([Pairs()[i][0] for i in range(20)]), "label": np.arange(20)}
     data = tf.data.Dataset.from_tensor_slices(x)

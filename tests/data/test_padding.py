@@ -1,5 +1,6 @@
 """Examples of different lengths: padded to the longest of the global batch, masked, and sorted by length."""
 
+import itertools
 from dataclasses import dataclass
 
 import keras
@@ -39,8 +40,11 @@ PADS = ("tokens multiple=4 max=24 value=-7", "points")
 
 def source_of(kind):
     if kind == "dataset":
-        spec = {"tokens": tf.TensorSpec([None], tf.int64), "points": tf.TensorSpec([None, 2]), "label": tf.TensorSpec([], tf.int64)}  # fmt: skip
-        data = tf.data.Dataset.from_generator(lambda: iter([Items()[i] for i in range(SIZE)]), output_signature=spec)
+        spec = {"tokens": tf.TensorSpec([None], tf.int64), "points": tf.TensorSpec([None, 2])}
+        spec["label"] = tf.TensorSpec([], tf.int64)
+        data = tf.data.Dataset.from_generator(
+            lambda: iter([Items()[i] for i in range(SIZE)]), output_signature=spec
+        )
         return from_object((data, SIZE), kind, shuffle=20)
     return from_object(ARRAYS if kind == "arrays" else Items(), kind)
 
@@ -52,8 +56,6 @@ class Worker(Share):
 
     worker = property(lambda self: self.index)
     workers = property(lambda self: self.count)
-
-
 
 
 def check(batch, numbers):
@@ -130,7 +132,7 @@ def test_order_of_buckets_by_hand():
             rows = lengths[sorted_[piece]]
             whole = rows[: len(rows) // batch * batch].reshape(-1, batch)
             spans = sorted((row.min(), row.max()) for row in whole)
-            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert not np.array_equal(permute(4, SIZE, 0), permute(5, SIZE, 0))
 
 
@@ -169,7 +171,9 @@ def test_workers_agree_on_the_length():
         def part():
             worker = tf.distribute.get_replica_context().replica_id_in_sync_group
             # A MirroredStrategy traces each replica by itself, so that Python knows which one it is.
-            return feeds[int(tf.get_static_value(worker))].take(rows[int(tf.get_static_value(worker))], worker, 2)
+            return feeds[int(tf.get_static_value(worker))].take(
+                rows[int(tf.get_static_value(worker))], worker, 2
+            )
 
         return strategy.experimental_local_results(strategy.run(part))
 
@@ -186,18 +190,20 @@ def test_rules_that_cannot_be_meant():
 
     assert "begins with the name of a feature" in refused("multiple=4")
     assert "Did you mean multiple" in refused("x multipel=4")
-    assert "not a whole number above 0" in refused("x multiple=0") and "max=10 is not a multiple of 4" in refused(
-        "x multiple=4 max=10"
-    )
+    assert "not a whole number above 0" in refused(
+        "x multiple=0"
+    ) and "max=10 is not a multiple of 4" in refused("x multiple=4 max=10")
     assert "has a rule already" in refused("x", "x max=4")
     source = source_of("items")
-    with pytest.raises(UserError, match=r"points float32\[None, 2\] differs in length.*--pad='points multiple=16'"):
+    with pytest.raises(
+        UserError, match=r"points float32\[None, 2\] differs in length.*--pad='points multiple=16'"
+    ):
         Split(source, "train", pads=parse_pads(["tokens"])).spec()
-    with pytest.raises(UserError, match="--pad=token: there is no feature token. Did you mean tokens"):
+    with pytest.raises(UserError, match=r"--pad=token: there is no feature token. Did you mean tokens"):
         Split(source, "train", pads=parse_pads([*PADS, "token"])).spec()
-    with pytest.raises(UserError, match="label int64.* has one length"):
+    with pytest.raises(UserError, match=r"label int64.* has one length"):
         Split(source, "train", pads=parse_pads([*PADS, "label"])).spec()
-    with pytest.raises(UserError, match="--data_residency=streaming does not know"):
+    with pytest.raises(UserError, match=r"--data_residency=streaming does not know"):
         split = Split(source, "train", pads=parse_pads(["tokens bucket=3", "points"]))
         training_feed("streaming", split, Share(tf.distribute.get_strategy()), 8, 0)
 

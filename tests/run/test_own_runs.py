@@ -1,4 +1,4 @@
-"""Whole runs on data of one's own: interrupted and gone on with, changed, broken, evaluated on what they trained on."""
+"""Whole runs on data of one's own: interrupted and gone on with, changed, broken, overlapping."""
 
 import json
 import shutil
@@ -54,7 +54,9 @@ def test_changed_data_are_drift(files, tmp_path, capsys):
     flags = (f"--dataset={folder}(channels=1)", *RULES, *LENGTH)
     assert main(tmp_path / "run", *flags) == 0
     before = plan_of(tmp_path / "run")["fingerprint"]
-    assert len(before) == 16 and plan_of(tmp_path / "run")["classes"] == {"label": [str(i) for i in range(10)]}
+    assert len(before) == 16 and plan_of(tmp_path / "run")["classes"] == {
+        "label": [str(i) for i in range(10)]
+    }
     for file in sorted(folder.rglob("*.png"))[:2]:  # times tell nothing
         file.touch()
     assert main(tmp_path / "run", *flags, "--train_for=14") == 0
@@ -81,7 +83,13 @@ def test_a_plan_saved_without_the_field_is_no_drift(files, tmp_path, monkeypatch
 
 def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(files / "photos", tmp_path / "photos")
-    flags = (f"--dataset={folder}(channels=1)", "--data_residency=streaming", *RULES, "--train_for=100", "--save_every=5")
+    flags = (
+        f"--dataset={folder}(channels=1)",
+        "--data_residency=streaming",
+        *RULES,
+        "--train_for=100",
+        "--save_every=5",
+    )
     save = checkpoint.save
 
     def breaking(directory: Path, step: int, *rest):
@@ -117,7 +125,10 @@ def test_overlap_is_said_and_a_missing_split_has_a_way_out(files, tmp_path, caps
     assert main(None, photos, *rules, "--train_split=train", "--eval_split=train[90%:]", "--mode=plan") == 0
     said = capsys.readouterr().out
     assert "--eval_split=train[90%:]: 36 of its examples are trained on" in said
-    assert main(None, photos, *rules, "--train_split=train[:90%]", "--eval_split=train[90%:]", "--mode=plan") == 0
+    assert (
+        main(None, photos, *rules, "--train_split=train[:90%]", "--eval_split=train[90%:]", "--mode=plan")
+        == 0
+    )
     assert "trained on" not in capsys.readouterr().out
     assert main(None, f"--dataset={files}/photos/train(channels=1)", *rules, "--mode=plan") == 1
     said = capsys.readouterr().err
@@ -133,7 +144,13 @@ def test_labels_beyond_the_model_are_refused_before_training(tmp_path, capsys):
 
 def test_a_checkpoint_tells_how_examples_were_padded(tmp_path):
     data = "--dataset=tests.support.own_pipelines.words"
-    flags = (data, "--model=tests.support.own_pipelines", "--pad=tokens multiple=4 bucket=2", *RULES[1:], *LENGTH)
+    flags = (
+        data,
+        "--model=tests.support.own_pipelines",
+        "--pad=tokens multiple=4 bucket=2",
+        *RULES[1:],
+        *LENGTH,
+    )
     assert main(tmp_path / "run", *flags) == 0
     assert plan_of(tmp_path / "run")["pad"] == ["tokens multiple=4 bucket=2"]
     assert main(tmp_path / "run", *flags[:2], "--pad=tokens", *flags[3:], "--train_for=14") == 1

@@ -36,7 +36,9 @@ def words() -> dict[str, Any]:
 
 def build() -> keras.Model:
     tokens = keras.Input([None], dtype="int64", name="tokens")
-    return keras.Model(tokens, keras.layers.Dense(9, name="head")(keras.layers.Embedding(9, 4, name="embed")(tokens)))
+    return keras.Model(
+        tokens, keras.layers.Dense(9, name="head")(keras.layers.Embedding(9, 4, name="embed")(tokens))
+    )
 
 
 def loss(model: Any, batch: Any, training: bool) -> Any:

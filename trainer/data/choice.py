@@ -43,7 +43,8 @@ def residency(asked: str, split: Split, share: Share) -> str:
     if not isinstance(elements, np.ndarray) and elements.keeps_order:
         if asked in ("resident", "host"):
             raise UserError(
-                f"--data_residency={asked}: {split.source.name} is a tf.data.Dataset, which is read as it goes, in its "
+                f"--data_residency={asked}: {split.source.name} is a tf.data.Dataset, which is read as it "
+                "goes, in its "
                 "own order. Leave the flag out; dataset.cache() keeps what was read once."
             )
         return "streaming"

@@ -23,7 +23,8 @@ from trainer.errors import UserError, listing, near
 from trainer.flags.calls import Call, check_call, parse_call
 
 _OWN = (
-    "Data of your own: a .npz, .csv, .parquet or .tfrecord file, a folder of such or of images (train/CLASS/*.jpg), "
+    "Data of your own: a .npz, .csv, .parquet or .tfrecord file, a folder of such or of images "
+    "(train/CLASS/*.jpg), "
     "or a function by its dotted path (docs/data.md)."
 )
 
@@ -58,12 +59,14 @@ def open_data(text: str, places: Places, bad: str = "refuse") -> Source:
     kinds = _kinds(head)
     if len(kinds) > 1:
         raise UserError(
-            f"{flag}: is more than one thing here: {' and '.join(kinds.values())}. Write ./{head} for the file or "
+            f"{flag}: is more than one thing here: {' and '.join(kinds.values())}. Write ./{head} for the "
+            "file or "
             f"folder, {head}.make for a function of the module, or another name than the set's."
         )
     if not kinds:
         raise UserError(
-            f"{flag}: no such data set. There is no set of TFDS or of datasets/ of this name, no file or folder "
+            f"{flag}: no such data set. There is no set of TFDS or of datasets/ of this name, no file or "
+            "folder "
             f"{Path(head).expanduser()}, and no module or function {head}. {_near(head)} {_OWN}"
         )
     (kind,) = kinds
@@ -118,7 +121,7 @@ def _near(head: str) -> str:
 def _from_function(call: Call, places: Places, bad: str) -> Source:
     """What a function of the user's own returns, or an object in a module."""
     flag, found = f"--dataset={call.text}", found_by_name(call.name)
-    if isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder) or _holds_builder(found):
+    if (isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)) or _holds_builder(found):
         return _can_skip(open_dataset(call.name, places.data_dir, places.manual_dir, places.fallback), bad)
     if hasattr(found, "__spec__") and not callable(found):
         raise UserError(

@@ -302,6 +302,7 @@ def _refuse_buckets(split: Split) -> None:
     for pad in split.pads.values():
         if pad.bucket:
             raise UserError(
-                f"--pad={pad.text}: bucket= needs the lengths of all examples, which --data_residency=streaming "
+                f"--pad={pad.text}: bucket= needs the lengths of all examples, which "
+                "--data_residency=streaming "
                 "does not know. Give --data_residency=host, or leave bucket= out."
             )

@@ -217,7 +217,7 @@ class Loop:
         state.sums.assign(tf.zeros_like(state.sums.read_value()))
 
     def _input_wait(self, rate: float) -> dict[str, float]:
-        """The share of the time since the last log point that steps waited for their data; {} where none can."""
+        """The share of the time since the last log point that steps waited for data; {} where none can."""
         waited = self.feed.waited()
         if waited is None or not rate:
             return {}

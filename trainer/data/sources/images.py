@@ -76,7 +76,10 @@ class Images:
 
     def spec(self) -> dict[str, tf.TensorSpec]:
         """`image` uint8 [height, width, channels], `label` int64 []."""
-        return {"image": tf.TensorSpec([*self.side, self.channels], tf.uint8), "label": tf.TensorSpec([], tf.int64)}
+        return {
+            "image": tf.TensorSpec([*self.side, self.channels], tf.uint8),
+            "label": tf.TensorSpec([], tf.int64),
+        }
 
     def elements(self, split: str) -> np.ndarray:
         """Numbers of files, all splits in a row."""
@@ -115,7 +118,7 @@ class Images:
 
 
 def fitted(image: tf.Tensor, side: tuple[int, int], crop: bool) -> tf.Tensor:
-    """`image` [h, w, c] as uint8 [*side, c], bilinear; the same numbers as Keras's `image_dataset_from_directory`.
+    """`image` [h, w, c] as uint8 [*side, c], bilinear, as Keras's `image_dataset_from_directory`.
 
     Args:
       image: uint8.
@@ -200,7 +203,8 @@ def _read_heads(
     shown = listing((f"{f.relative_to(folder)} ({heads[f]})" for f in broken), 20)
     if broken and bad != "skip":
         raise UserError(
-            f"{flag}: {len(broken)} of {len(every)} images cannot be read: {shown}. Mend or remove them, or give "
+            f"{flag}: {len(broken)} of {len(every)} images cannot be read: {shown}. Mend or remove them, "
+            "or give "
             "--bad_examples=skip to leave them out."
         )
     whole = {split: [f for f in group if not isinstance(heads[f], str)] for split, group in files.items()}
@@ -241,7 +245,8 @@ def _side(flag: str, size: Any, found: Counter[tuple[int, int]]) -> tuple[int, i
     if size is None:
         smallest, largest = ("x".join(map(str, pick(found))) for pick in (min, max))
         raise UserError(
-            f"{flag}: the images have {len(found)} sizes, from {smallest} to {largest} (height x width). Say which "
+            f"{flag}: the images have {len(found)} sizes, from {smallest} to {largest} (height x width). "
+            "Say which "
             "they are brought to, such as size=96 or size=(96, 128); crop=True keeps their proportions."
         )
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()

@@ -111,15 +111,19 @@ def _column(flag: str, split: str, name: str, column: pa.ChunkedArray) -> Any:
             lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
             return Flat(values.to_numpy(), lengths)
     if pa.types.is_null(kind):
-        raise UserError(f"{flag}: split {split}: the column {name} has no value in any row. Leave it out by features=[...].")
+        raise UserError(
+            f"{flag}: split {split}: the column {name} has no value in any row. Leave it out by "
+            "features=[...]."
+        )
     raise UserError(
-        f"{flag}: split {split}: the column {name} is {kind}, which is no number and no text. Leave it out by "
+        f"{flag}: split {split}: the column {name} is {kind}, which is no number and no text. Leave it out "
+        "by "
         "features=[...], or write it as numbers."
     )
 
 
 def _text(column: pa.ChunkedArray) -> np.ndarray:
-    """Text as bytes of one width, so that there is no Python object per row; objects where that is wasteful."""
+    """Text as bytes of one width: no Python object for each row, but where that would waste memory."""
     column = column.cast(pa.large_binary())
     width = max(pc.max(pc.binary_length(column)).as_py() or 0, 1)
     if len(column) * width > 2 * column.nbytes + (64 << 20):
