@@ -35,7 +35,9 @@ class Worker(Share):
 
 
 def share_of(replicas=1, accumulate=1):
-    strategy = mirrored([f"CPU:{i}" for i in range(replicas)]) if replicas > 1 else tf.distribute.get_strategy()
+    strategy = (
+        mirrored([f"CPU:{i}" for i in range(replicas)]) if replicas > 1 else tf.distribute.get_strategy()
+    )
     return Share(strategy, accumulate)
 
 

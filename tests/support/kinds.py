@@ -1,4 +1,4 @@
-"""The same 103 + 22 examples as data of every kind: feature `number` is 0 .. 124, and others follow from it."""
+"""The same 103 + 22 examples as data of every kind: `number` is 0 .. 124, and the rest follows from it."""
 
 import csv
 from collections.abc import Callable
@@ -128,7 +128,9 @@ def items(folder: Path) -> Source:
 
 
 def dataset(folder: Path) -> Source:
-    return from_object({s: tf.data.Dataset.from_tensor_slices(arrays(s)) for s in SIZES}, "dataset", shuffle=40)
+    return from_object(
+        {s: tf.data.Dataset.from_tensor_slices(arrays(s)) for s in SIZES}, "dataset", shuffle=40
+    )
 
 
 def in_memory(folder: Path) -> Source:
@@ -152,8 +154,18 @@ def tfds_tfrecord(folder: Path) -> Source:
 KINDS: dict[str, Callable[[Path], Source]] = {
     made.__name__: made
     for made in (
-        in_memory, npz, npy, csv_files, parquet, images, tfrecords, items, dataset, tfds_array_record, tfds_tfrecord
-    )  # fmt: skip
+        in_memory,
+        npz,
+        npy,
+        csv_files,
+        parquet,
+        images,
+        tfrecords,
+        items,
+        dataset,
+        tfds_array_record,
+        tfds_tfrecord,
+    )
 }
 
 

@@ -54,8 +54,10 @@ def refuse_bad(arrays: Mapping[str, Any], source: str, split: str, way: str) -> 
             raise UserError(
                 f"--dataset={source}: split {split}, example {listing(map(str, rows.tolist()), 5)} (of "
                 f"{len(array)}, counted from 0), feature {name}: {value}"
-                f"{'' if value == what else f' ({what})'}. Mend the data, or give --bad_examples=skip to leave "
-                "such examples out, where the data are arrays or a table, or --bad_examples=keep to train on them."
+                f"{'' if value == what else f' ({what})'}. Mend the data, or give --bad_examples=skip to "
+                "leave "
+                "such examples out, where the data are arrays or a table, or --bad_examples=keep to train "
+                "on them."
             )
 
 

@@ -40,6 +40,14 @@ def residency(asked: str, split: Split, share: Share) -> str:
       UserError: what was asked for cannot be had.
     """
     elements = split.elements()
+    if not isinstance(elements, np.ndarray) and elements.keeps_order:
+        if asked in ("resident", "host"):
+            raise UserError(
+                f"--data_residency={asked}: {split.source.name} is a tf.data.Dataset, which is read as it "
+                "goes, in its "
+                "own order. Leave the flag out; dataset.cache() keeps what was read once."
+            )
+        return "streaming"
     need, there, host = bytes_of(split), room(share.devices), host_room()
     limits = {"resident": there, "host": host}
     if asked in limits and need > limits[asked]:

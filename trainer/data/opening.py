@@ -23,7 +23,8 @@ from trainer.errors import UserError, listing, near
 from trainer.flags.calls import Call, check_call, parse_call
 
 _OWN = (
-    "Data of your own: a .npz, .csv, .parquet or .tfrecord file, a folder of such or of images (train/CLASS/*.jpg), "
+    "Data of your own: a .npz, .csv, .parquet or .tfrecord file, a folder of such or of images "
+    "(train/CLASS/*.jpg), "
     "or a function by its dotted path (docs/data.md)."
 )
 
@@ -58,12 +59,14 @@ def open_data(text: str, places: Places, bad: str = "refuse") -> Source:
     kinds = _kinds(head)
     if len(kinds) > 1:
         raise UserError(
-            f"{flag}: is more than one thing here: {' and '.join(kinds.values())}. Write ./{head} for the file or "
+            f"{flag}: is more than one thing here: {' and '.join(kinds.values())}. Write ./{head} for the "
+            "file or "
             f"folder, {head}.make for a function of the module, or another name than the set's."
         )
     if not kinds:
         raise UserError(
-            f"{flag}: no such data set. There is no set of TFDS or of datasets/ of this name, no file or folder "
+            f"{flag}: no such data set. There is no set of TFDS or of datasets/ of this name, no file or "
+            "folder "
             f"{Path(head).expanduser()}, and no module or function {head}. {_near(head)} {_OWN}"
         )
     (kind,) = kinds
@@ -169,8 +172,8 @@ def _from_path(call: Call, path: Path, bad: str) -> Source:
         return _made(call, flag, open_, bad)
     if any(suffix in found for suffix in IMAGES) and path.is_dir():
 
-        def open_folder(size: Any = None, crop: bool = False) -> Source:
-            return open_images(name, path, size, crop, bad)
+        def open_folder(size: Any = None, crop: bool = False, channels: int = 3) -> Source:
+            return open_images(name, path, size, crop, channels, bad)
 
         return _made(call, flag, open_folder, bad)
     if records := [f for files in found.values() for f in files if ".tfrecord" in f.name]:

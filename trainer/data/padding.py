@@ -96,13 +96,13 @@ def dense(values: tf.RaggedTensor, pad: Pad, like: tf.TensorSpec) -> tuple[tf.Te
     lengths = tf.cast(values.row_lengths(), tf.int32)
     length = pad.length(tf.reduce_max(lengths))
     fill = tf.cast(pad.value, like.dtype) if like.dtype != tf.string else tf.constant("")
-    filled = values.to_tensor(fill, shape=[None, length, *like.shape[1:]])
-    return filled, tf.sequence_mask(lengths, length)
+    filled = longer(values.to_tensor(fill)[:, :length], length, pad.value)
+    return tf.ensure_shape(filled, [values.shape[0], *like.shape]), tf.sequence_mask(lengths, length)
 
 
 def longer(value: tf.Tensor, length: tf.Tensor, fill: Any) -> tf.Tensor:
     """`value` [rows, l, ...] with as much of `fill` behind each row as makes it `length` long."""
-    more = [[0, 0], [0, length - tf.shape(value)[1]], *[[0, 0]] * (value.shape.rank - 2)]
+    more = [[0, 0], [0, tf.maximum(length - tf.shape(value)[1], 0)], *[[0, 0]] * (value.shape.rank - 2)]
     fill = tf.constant("") if value.dtype == tf.string else tf.cast(fill, value.dtype)
     return tf.pad(value, more, constant_values=fill)
 

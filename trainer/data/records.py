@@ -1,6 +1,7 @@
 """Reading a split: its elements decoded in groups, and the whole of it as arrays."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,25 +138,31 @@ def telling(split: Split, elements: Callable[[], tf.data.Dataset]) -> Iterator[N
 
 def fault(split: Split, elements: tf.data.Dataset) -> UserError | None:
     """The first of `elements` that cannot be read or decoded, as a message; None where all can."""
-    decode, at, element = decoder(split), -1, None
+    one, number, element = tf.function(decoder(split)), 0, None
     try:
-        for at, element in enumerate(elements.batch(1)):  # noqa: B007
-            decode(element)
+        for element in elements.batch(1):
+            number += 1
+            one(element)
     except (tf.errors.OpError, ValueError) as error:
-        if isinstance(error, UserError):
-            return error
-        reason = " ".join(str(getattr(error, "message", error)).split())
-        reason = reason.partition("Traceback (most recent call last)")[0] or reason[-400:]
-        which = (
-            f"number {int(element[0])}" if getattr(element, "dtype", None) == tf.int64 else f"number {at + 1}"
-        )
-        where = getattr(split.source, "described", lambda number: "")
-        place = where(int(element[0])) if getattr(element, "dtype", None) == tf.int64 else ""
+        text = str(getattr(error, "message", error))
+        if own := re.search(r"UserError: (--.*?)(?:\n|$)", text):  # a source's own message
+            return UserError(own[1])
+        lines = [x for x in text.splitlines() if not re.match(r'\s+File "|Detected at|Graph exec|\s*\[\[', x)]
+        reason = " ".join(" ".join(lines).partition("Traceback (most recent call last)")[0].split())
+        reason = re.sub(r"^\{\{function_node.*?\}\}\s*|\s*\[Op:\w+\]|\[\[\{\{.*", "", reason)
         return UserError(
-            f"--dataset={split.source.name}: an example of {split.name} cannot be read, {place or which}: "
-            f"{reason[:400]} {split.source.remedy}"
+            f"--dataset={split.source.name}: an example of {split.name} cannot be read, "
+            f"{_place(split, element, number)}: {reason[:400]} {split.source.remedy}"
         )
     return None
+
+
+def _place(split: Split, element: Any, number: int) -> str:
+    """Which example it is, as its source tells."""
+    if element is not None and element.dtype == tf.int64:
+        described = getattr(split.source, "described", "number {}".format)
+        return described(int(element[0]))
+    return f"number {number} of those that were read then"
 
 
 class _Column:

@@ -104,6 +104,12 @@ class Resident:
         batch = {**tf.nest.pack_sequence_as(self.layout, values), **masks}
         return {**batch, MASK: part_of(drawn["mask"], part, parts)} if "mask" in drawn else batch
 
+    def fault(self, step: int, n: int) -> None:
+        """None: every example has been read."""
+
+    def waited(self) -> None:
+        """None: nothing is waited for."""
+
     def _padded(
         self, stored: Any, rows: tf.Tensor, length: tf.Tensor, name: str, spec: tf.TensorSpec
     ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -20,6 +20,7 @@ class Shards:
       take: int, by file: records to read then; -1 for all.
       examples: how many records that is.
       bytes: how many bytes, about.
+      keeps_order: never: they are shuffled.
     """
 
     names: tuple[str, ...]
@@ -27,6 +28,7 @@ class Shards:
     take: tuple[int, ...]
     examples: int
     bytes: int
+    keeps_order: bool = False
 
     def ordered(self) -> tf.data.Dataset:
         """In the order of the files."""

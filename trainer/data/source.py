@@ -17,6 +17,10 @@ Decode = Callable[[dict[str, Any]], dict[str, Any]]
 class InOrder(Protocol):
     """Elements that can only be read in a row: files of records, a `tf.data.Dataset`."""
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether whoever made them gave them an order that is to be kept."""
+
     def ordered(self) -> tf.data.Dataset:
         """Each once, in their own order."""
 
@@ -63,16 +67,16 @@ class Source(Protocol):
         """Makes examples ready to be read, unless they are. UserError where that fails."""
 
     def fingerprint(self) -> str:
-        """Of the examples of a prepared source: another one where they changed, as far as seconds can tell."""
+        """Of the examples of a prepared source: another where they changed, as far as seconds can tell."""
 
     def sizes(self) -> Mapping[str, int]:
         """`{split: examples}`; {} where that is not yet known."""
 
     def spec(self) -> dict[str, Any]:
-        """Shape and type of each part of one example; a first dimension of None differs from one to another."""
+        """Shape and type of each part of one example; a first dimension of None differs among examples."""
 
     def elements(self, split: str) -> np.ndarray | InOrder:
-        """The elements of a split: int64 numbers where any can be had at any time, else a way through them."""
+        """Of a split: int64 numbers where any element can be had at any time, else a way through them."""
 
     def example(self, element: tf.Tensor) -> dict[str, Any]:
         """One element, decoded. Traced."""
@@ -178,7 +182,8 @@ class Split:
             return
         if varies(part) and path not in self.pads and "/" not in path:
             raise UserError(
-                f"--dataset={self.source.name}: {path} {_shown(part)} differs in length from example to example "
+                f"--dataset={self.source.name}: {path} {_shown(part)} differs in length from example to "
+                "example "
                 f"and cannot be batched. Have it padded, --pad='{path} multiple=16', or give the model "
                 "module a decode(example) that makes its shape fixed."
             )
@@ -216,7 +221,8 @@ def _cut(split: Split, sizes: Mapping[str, int]) -> str:
         return ""
     first = next(iter(sizes))
     return (
-        f" Keep a part of {first} out of training, --train_split={first}[:90%] --eval_split={first}[90%:], or "
+        f" Keep a part of {first} out of training, --train_split={first}[:90%] --eval_split={first}[90%:], "
+        "or "
         "evaluate on nothing, --eval_split=none."
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ class Streaming:
       accumulate: each batch is this many batches in a row, and each of those is shared.
       pads: by feature, how examples of different lengths are brought to one.
       told: (step, n) -> what is wrong with the first bad example of these steps; None for nothing.
-      waited: seconds that steps waited for their batches since it was last set to 0.
+      clock: float64, seconds that steps waited for their batches since it was last set to 0.
     """
 
     batches: Callable[[int], tf.data.Dataset]
@@ -43,9 +44,13 @@ class Streaming:
     accumulate: int = 1
     pads: Mapping[str, Pad] = dataclasses.field(default_factory=dict)
     told: Callable[[int, int], UserError | None] = lambda step, n: None
-    waited: tf.Variable | None = None
-    _iterator: Any = None
+    clock: tf.Variable | None = None
+    _iterators: list[Any] = dataclasses.field(default_factory=list)
     _position: int = -1
+
+    def __post_init__(self) -> None:
+        """A pipeline that calls Python must end before the interpreter does, or the process hangs."""
+        weakref.finalize(self, self._iterators.clear)
 
     @property
     def spec(self) -> tf.data.IteratorSpec:
@@ -55,22 +60,23 @@ class Streaming:
     def chunk(self, step: int, n: int) -> Iterator[Any]:
         """The iterator, standing at `step`; made anew only where it does not stand there."""
         if self._position != step:
+            self._iterators.clear()
             with tf.device("CPU:0"):
-                self._iterator = iter(self.batches(step))
+                self._iterators.append(iter(self.batches(step)))
         self._position = step + n
-        return self._iterator
+        return self._iterators[0]
 
     def draw(self, chunk: Any, i: tf.Tensor) -> dict[str, Any]:
         """The next batch, on the host: [batch, ...], with several workers this one's rows of it."""
         del i
-        if self.waited is None:
+        if self.clock is None:
             return chunk.get_next()
         with tf.device("CPU:0"):
             asked = tf.timestamp()
             with tf.control_dependencies([asked]):
                 drawn = chunk.get_next()
             with tf.control_dependencies(tf.nest.flatten(drawn)[:1]):
-                self.waited.assign_add(tf.timestamp() - asked)
+                self.clock.assign_add(tf.timestamp() - asked)
         return drawn
 
     def take(self, drawn: dict[str, Any], part: int | tf.Tensor, parts: int) -> dict[str, Any]:
@@ -83,6 +89,19 @@ class Streaming:
             parts //= workers
         with tf.device("CPU:0"):
             return tf.nest.map_structure(lambda value: _part_of(value, part, parts), drawn)
+
+    def fault(self, step: int, n: int) -> UserError | None:
+        """What is wrong with the first bad example of these steps, and of those that are read ahead."""
+        self._position = -1  # the pipeline is broken
+        return self.told(step, n)
+
+    def waited(self) -> float | None:
+        """Seconds that steps have waited for their batches since it was asked last."""
+        if self.clock is None:
+            return None
+        seconds = float(self.clock.numpy())
+        self.clock.assign(0.0)
+        return seconds
 
     def _of_one_length(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """Each padded feature as long as on the worker that has the longest, whose length all must learn."""
@@ -283,6 +302,7 @@ def _refuse_buckets(split: Split) -> None:
     for pad in split.pads.values():
         if pad.bucket:
             raise UserError(
-                f"--pad={pad.text}: bucket= needs the lengths of all examples, which --data_residency=streaming "
+                f"--pad={pad.text}: bucket= needs the lengths of all examples, which "
+                "--data_residency=streaming "
                 "does not know. Give --data_residency=host, or leave bucket= out."
             )

@@ -15,6 +15,7 @@ from trainer.report.records import Records
 from trainer.report.screen import Screen
 from trainer.text import cell
 
+WAIT_SHOWN = 0.1  # of the time: the share of waiting for data from which on the screen says so
 _NOT_CURVES = {"kind", "step", "epoch", "weights", "examples"}
 
 
@@ -91,6 +92,7 @@ class Reporter:
         self._hooks = hooks
         self._records = Records(workdir)
         self._curves = Curves(workdir)
+        self._said_wait = False
 
     @property
     def stop(self) -> bool:
@@ -118,8 +120,11 @@ class Reporter:
         self.check()
         record = self._records.append({"kind": "train", **record})
         self._curves.plot("train", record["step"], dict(_numbers(record, "")))
+        self._say_wait(record.get("input_wait", 0.0))
         if not self.screen.terminal:
             shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_CURVES}
+            if shown.get("input_wait", 1) <= WAIT_SHOWN:
+                del shown["input_wait"]
             rates = record.get("learning_rate")
             text = f"  rates: {_values(rates)}" if rates else ""
             self.note(f"{self._place(record['step'])}  {_values(shown)}{text}")
@@ -175,6 +180,15 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         """Closes."""
         self.close()
+
+    def _say_wait(self, share: float) -> None:
+        """Says once that steps wait for their data."""
+        if share > WAIT_SHOWN and not self._said_wait:
+            self._said_wait = True
+            self.note(
+                f"{share:.0%} of the time steps wait for their data (input_wait in metrics.jsonl). "
+                "--data_residency=host decodes them once, where they fit the memory."
+            )
 
     def _call(self, hook: Hook | None, name: str, record: dict[str, Any]) -> None:
         """A hook that fails is told of, and never ends the run."""

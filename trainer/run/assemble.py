@@ -101,7 +101,9 @@ class Assembled:
             told["pad"] = list(config.pad)
         if config.bad_examples != "refuse":
             told["bad_examples"] = config.bad_examples
-        classes = {n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames)}
+        classes = {
+            n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames) and f.names
+        }
         return told | ({"classes": classes} if classes else {})
 
     @property
@@ -115,7 +117,8 @@ class Assembled:
                 notes = (
                     *notes,
                     f"--eval_split={config.eval_split}: {both:,} of its examples are trained on, too "
-                    f"(--train_split={config.train_split}). An evaluation of them says nothing about new data.",
+                    f"(--train_split={config.train_split}). An evaluation of them says nothing about new "
+                    "data.",
                 )
         return notes
 

@@ -139,7 +139,8 @@ def check_dataset(config: Config) -> None:
     """Refuses flags that name no data set, before anything is built."""
     if isinstance(config.dataset, str) and not config.dataset:
         raise UserError(
-            "--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits, or data of your own: "
+            "--dataset: not given. Name one of TFDS or of datasets/, such as mnist or digits, or data of "
+            "your own: "
             "a file, a folder, a function (docs/data.md)."
         )
     parse_pads(config.pad)

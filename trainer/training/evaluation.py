@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.data.feed import Feed
+from trainer.data.feed import Feed, reading
 from trainer.groups.phases import Phase
 from trainer.report.reporter import Reporter
 from trainer.training import window
@@ -26,7 +26,8 @@ def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
       feed: an evaluation feed.
     """
     assert feed.steps is not None
-    sums = function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
+    with reading(feed, 0, feed.steps):
+        sums = function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
     if program.stopped.numpy():
         return {}
     return {**window.means(sums, program.state.metrics), "examples": window.examples(sums)}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.feed import Feed
+from trainer.data.feed import Feed, reading
 from trainer.devices.strategy import worker
 from trainer.errors import UserError, listing
 from trainer.groups.phases import Events, Phase, phase_at
@@ -186,7 +186,8 @@ class Loop:
         n = min(self.events.next(step, phase) - step, most)
         began, copy = time.perf_counter(), self._health.copy()
         try:
-            done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+            with reading(self.feed, step, n):
+                done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
         except KeyboardInterrupt:
             if copy and self._health.sick():
                 self._health.back(copy)
@@ -255,10 +256,19 @@ class Loop:
                 **values,
                 "learning_rate": rates,
                 "examples_per_second": rate,
+                **self._input_wait(rate),
                 "skipped_steps": int(state.skipped.numpy()),
             }
         )
         state.sums.assign(tf.zeros_like(state.sums.read_value()))
+
+    def _input_wait(self, rate: float) -> dict[str, float]:
+        """The share of the time since the last log point that steps waited for data; {} where none can."""
+        waited = self.feed.waited()
+        if waited is None or not rate:
+            return {}
+        steps = int(self.program.state.step.numpy()) - self._logged[0]
+        return {"input_wait": min(1.0, waited * rate / (steps * self.feed.batch))}
 
     def _report_skipped(self) -> None:
         state = self.program.state

@@ -21,17 +21,19 @@ class ClassNames:
     """A feature that is a class number, as a model's `check` sees it.
 
     Attributes:
-      names: of the classes, in the order of their numbers.
+      names: of the classes, in the order of their numbers; () where they have none.
+      count: how many there are, where they have no names.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    count: int = 0
     shape: tuple[int, ...] = ()
     dtype: tf.DType = tf.int64
 
     @property
     def num_classes(self) -> int:
         """How many there are."""
-        return len(self.names)
+        return self.count or len(self.names)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class Arrays:
         return UserError(
             f"--dataset={self.name}: split {split}, example {listing(map(str, rows.tolist()), 5)} of "
             f"{len(array)} (counted from 0), feature {name}: {value}. Mend the data, or give "
-            "--bad_examples=skip to leave such examples out, or --bad_examples=keep to train on NaN and -1 as "
+            "--bad_examples=skip to leave such examples out, or --bad_examples=keep to train on NaN and -1 "
+            "as "
             "they are."
         )
 
@@ -169,8 +172,18 @@ class Arrays:
 
     @property
     def features(self) -> dict[str, Any]:
-        """As `spec`; of a feature whose classes have names, these."""
-        return self.spec() | {name: ClassNames(names) for name, names in self._origin.classes.items()}
+        """As `spec`; of a label that counts classes, how many there are, and their names if they have any."""
+        named = {name: ClassNames(names) for name, names in self._origin.classes.items()}
+        label = self._origin.label
+        found = [arrays[label] for arrays in self._splits.values() if label in arrays and label not in named]
+        if found and all(isinstance(a, np.ndarray) and a.ndim == 1 and a.dtype.kind in "iu" for a in found):
+            least, most = (
+                min(int(a.min()) for a in found if len(a)),
+                max(int(a.max()) for a in found if len(a)),
+            )
+            if least >= 0:
+                named[label] = ClassNames(count=most + 1, dtype=tf.as_dtype(found[0].dtype))
+        return self.spec() | named
 
     def prepare(self) -> None:
         """Nothing: arrays are there."""
@@ -275,7 +288,7 @@ def _array(value: Any, where: str) -> Any:
         raise UserError(f"{where} is a single value, not an array of examples.")
     if array.dtype == object and not all(isinstance(x, str | bytes) for x in array.flat):
         if array.ndim == 1 and all(isinstance(x, np.ndarray | list | tuple) for x in array):
-            return _flat(array, where)
+            return _flat(list(array), where)
         raise UserError(f"{where} holds Python objects; give numbers or strings.")
     if array.dtype.kind not in "biufcOSU" and array.dtype.name not in ("bfloat16",):
         raise UserError(f"{where} is of type {array.dtype}; give numbers or strings, dates as numbers.")
@@ -288,7 +301,8 @@ def _flat(rows: Sequence[Any], where: str) -> Flat:
     odd = next((i for i, a in enumerate(arrays) if a.ndim == 0 or a.shape[1:] != arrays[0].shape[1:]), None)
     if odd is not None:
         raise UserError(
-            f"{where}: example {odd} has shape {list(arrays[odd].shape)}, and example 0 {list(arrays[0].shape)}: "
+            f"{where}: example {odd} has shape {list(arrays[odd].shape)}, and example 0 "
+            f"{list(arrays[0].shape)}: "
             "examples may differ in their first dimension only."
         )
     if any(a.dtype == object for a in arrays):

@@ -16,7 +16,8 @@ def check_spelling(flag: str, what: str, names: Sequence[str]) -> None:
         plain = " ".join(name.casefold().split())
         if plain in seen:
             raise UserError(
-                f"{flag}: {what}: {seen[plain]!r} and {name!r} differ by case or blanks only, and would be two "
+                f"{flag}: {what}: {seen[plain]!r} and {name!r} differ by case or blanks only, and would be "
+                "two "
                 "classes. Write them alike."
             )
         seen[plain] = name

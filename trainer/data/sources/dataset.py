@@ -40,7 +40,8 @@ class Datasets:
         for split, spec in specs.items():
             if not isinstance(spec, dict):
                 raise UserError(
-                    f"--dataset={name}: an example of split {split} is {spec}, not a dictionary of tensors. Name "
+                    f"--dataset={name}: an example of split {split} is {spec}, not a dictionary of "
+                    "tensors. Name "
                     "its parts, names=('image', 'label'), or map them to a dictionary."
                 )
             if spec != self._spec:
@@ -122,13 +123,16 @@ class Datasets:
             one, other = ([_told(example) for example in data] for _ in range(2))
         except tf.errors.OpError as error:
             raise UserError(
-                f"--dataset={self.name}: split {split} cannot be read: {' '.join(error.message.split())[:400]}"
+                f"--dataset={self.name}: split {split} cannot be read: "
+                f"{' '.join(error.message.split())[:400]}"
             ) from error
         if one != other:
             raise UserError(
-                f"--dataset={self.name}: split {split} comes in another order, or as other examples, when it is "
+                f"--dataset={self.name}: split {split} comes in another order, or as other examples, when "
+                "it is "
                 "read again, so that no run could be repeated or resumed. Give its shuffle "
-                "reshuffle_each_iteration=False and a seed, or leave the order to shuffle=10000 and augmentation to "
+                "reshuffle_each_iteration=False and a seed, or leave the order to shuffle=10000 and "
+                "augmentation to "
                 "the model module's preprocess."
             )
         if not one:
@@ -138,6 +142,8 @@ class Datasets:
 
 class _Rows:
     """Serialized examples in a row."""
+
+    keeps_order = True
 
     def __init__(self, data: tf.data.Dataset, block: int, examples: int) -> None:
         self._data, self._block, self._examples = data, block, examples

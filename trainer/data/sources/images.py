@@ -24,7 +24,7 @@ _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # what a whole file ends
 
 @dataclass(frozen=True)
 class Images:
-    """Images uint8 [size, size, 3] and class numbers int64; an element is the number of a file.
+    """Images uint8 [height, width, channels] and class numbers int64; an element is the number of a file.
 
     Attributes:
       name: value of --dataset.
@@ -33,6 +33,7 @@ class Images:
       classes: names of the folders, sorted; an image's label is the place of its own.
       side: of an image as it comes out, in pixels (height, width).
       crop: keep the proportions and cut off what is too much; else the image is squeezed.
+      channels: 3 for colours, 1 for grey.
       notes: sentences for the log.
     """
 
@@ -42,6 +43,7 @@ class Images:
     classes: tuple[str, ...]
     side: tuple[int, int]
     crop: bool = False
+    channels: int = 3
     notes: tuple[str, ...] = ()
     prepared: bool = field(default=True, init=False)
     in_memory: bool = field(default=False, init=False)
@@ -73,8 +75,11 @@ class Images:
         return {split: len(files) for split, files in self.files.items()}
 
     def spec(self) -> dict[str, tf.TensorSpec]:
-        """`image` uint8 [height, width, 3], `label` int64 []."""
-        return {"image": tf.TensorSpec([*self.side, 3], tf.uint8), "label": tf.TensorSpec([], tf.int64)}
+        """`image` uint8 [height, width, channels], `label` int64 []."""
+        return {
+            "image": tf.TensorSpec([*self.side, self.channels], tf.uint8),
+            "label": tf.TensorSpec([], tf.int64),
+        }
 
     def elements(self, split: str) -> np.ndarray:
         """Numbers of files, all splits in a row."""
@@ -86,8 +91,9 @@ class Images:
         """The image of this number, decoded, and its label."""
         with tf.init_scope(), tf.device("CPU:0"):  # captured, not written into the graph
             paths, labels = tf.constant(self._paths), tf.constant(self._labels)
-        image = tf.io.decode_image(tf.io.read_file(paths[element]), channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
+        data = tf.io.read_file(paths[element])
+        image = tf.io.decode_image(data, channels=self.channels, expand_animations=False)
+        image.set_shape([None, None, self.channels])
         return {"image": fitted(image, self.side, self.crop), "label": labels[element]}
 
     def examples(self, elements: tf.Tensor) -> dict[str, Any]:
@@ -112,7 +118,7 @@ class Images:
 
 
 def fitted(image: tf.Tensor, side: tuple[int, int], crop: bool) -> tf.Tensor:
-    """`image` [h, w, 3] as uint8 [*side, 3], bilinear; the same numbers as Keras's `image_dataset_from_directory`.
+    """`image` [h, w, c] as uint8 [*side, c], bilinear, as Keras's `image_dataset_from_directory`.
 
     Args:
       image: uint8.
@@ -131,10 +137,12 @@ def fitted(image: tf.Tensor, side: tuple[int, int], crop: bool) -> tf.Tensor:
     def resized() -> tf.Tensor:
         return tf.cast(tf.round(tf.image.resize(image, side)), tf.uint8)
 
-    return tf.ensure_shape(tf.cond(same, lambda: image, resized), [*side, 3])
+    return tf.ensure_shape(tf.cond(same, lambda: image, resized), [*side, image.shape[-1]])
 
 
-def open_images(name: str, folder: Path, size: Any = None, crop: bool = False, bad: str = "refuse") -> Images:
+def open_images(
+    name: str, folder: Path, size: Any = None, crop: bool = False, channels: int = 3, bad: str = "refuse"
+) -> Images:
     """The images of a folder, their heads read.
 
     Args:
@@ -142,12 +150,15 @@ def open_images(name: str, folder: Path, size: Any = None, crop: bool = False, b
       folder: holds `SPLIT/CLASS/FILE`, or `CLASS/FILE` of the split train.
       size: side of the images, or (height, width); may be left out where all have one size already.
       crop: keep the proportions and cut the middle out; by default an image is squeezed.
+      channels: 3 for colours, 1 for grey.
       bad: value of --bad_examples.
 
     Raises:
       UserError: no image, a file that is broken, sizes that differ where none is asked for.
     """
     flag = f"--dataset={name}"
+    if channels not in (1, 3):
+        raise UserError(f"{flag}: channels={channels!r}: give 3 for colours or 1 for grey.")
     files = _files(flag, folder)
     classes = tuple(sorted({file.parent.name for group in files.values() for file in group}))
     check_spelling(flag, "folders", classes)
@@ -161,7 +172,7 @@ def open_images(name: str, folder: Path, size: Any = None, crop: bool = False, b
         )
     numbered = (f"{number} {each}" for number, each in enumerate(classes))
     notes.append(f"label is one of {len(classes)} classes: {listing(numbered, 40)}.")
-    return Images(name, folder, files, classes, side, crop, tuple(notes))
+    return Images(name, folder, files, classes, side, crop, channels, tuple(notes))
 
 
 def _files(flag: str, folder: Path) -> dict[str, list[Path]]:
@@ -192,7 +203,8 @@ def _read_heads(
     shown = listing((f"{f.relative_to(folder)} ({heads[f]})" for f in broken), 20)
     if broken and bad != "skip":
         raise UserError(
-            f"{flag}: {len(broken)} of {len(every)} images cannot be read: {shown}. Mend or remove them, or give "
+            f"{flag}: {len(broken)} of {len(every)} images cannot be read: {shown}. Mend or remove them, "
+            "or give "
             "--bad_examples=skip to leave them out."
         )
     whole = {split: [f for f in group if not isinstance(heads[f], str)] for split, group in files.items()}
@@ -233,7 +245,8 @@ def _side(flag: str, size: Any, found: Counter[tuple[int, int]]) -> tuple[int, i
     if size is None:
         smallest, largest = ("x".join(map(str, pick(found))) for pick in (min, max))
         raise UserError(
-            f"{flag}: the images have {len(found)} sizes, from {smallest} to {largest} (height x width). Say which "
+            f"{flag}: the images have {len(found)} sizes, from {smallest} to {largest} (height x width). "
+            "Say which "
             "they are brought to, such as size=96 or size=(96, 128); crop=True keeps their proportions."
         )
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()

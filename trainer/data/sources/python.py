@@ -20,7 +20,8 @@ from trainer.data.sources.sequence import Sequences
 from trainer.errors import UserError
 
 _OUGHT = (
-    "a dictionary of arrays, anything with len() and [i], a tf.data.Dataset with its size (dataset, size), or "
+    "a dictionary of arrays, anything with len() and [i], a tf.data.Dataset with its size (dataset, size), "
+    "or "
     "a dictionary of these by split (docs/data.md)"
 )
 
@@ -136,7 +137,7 @@ def _sized(found: Any, where: str, names: Sequence[str]) -> tuple[tf.data.Datase
 
 
 def found_by_name(path: str) -> Any:
-    """The object that a dotted path, a module or a path ending in `.py` names; a module's `make` where it has one.
+    """The object that a dotted path, a module or a path ending in `.py` names; of a module its `make`.
 
     None where there is none in the working directory, on PYTHONPATH or among the installed packages.
 

@@ -104,7 +104,8 @@ class Sequences:
         for (name, part), values in zip(self._spec.items(), made, strict=False):
             if name in lengths:
                 flat = tf.ensure_shape(values, [None, *part.shape[1:]])
-                group[name] = tf.RaggedTensor.from_row_lengths(flat, lengths[name], validate=False)
+                length = tf.ensure_shape(lengths[name], [elements.shape[0]])
+                group[name] = tf.RaggedTensor.from_row_lengths(flat, length, validate=False)
             else:
                 group[name] = tf.ensure_shape(values, [elements.shape[0], *part.shape])
         return group
@@ -137,12 +138,14 @@ class Sequences:
                 if value is None or not part.shape.is_compatible_with(value.shape):
                     has = "is not there" if value is None else f"has shape {list(value.shape)}"
                     raise UserError(
-                        f"--dataset={self.name}: split {split}, example {place}: {name} {has}, where the first "
+                        f"--dataset={self.name}: split {split}, example {place}: {name} {has}, where the "
+                        "first "
                         f"examples have {part.dtype.name}{part.shape.as_list()}. {self.remedy}"
                     )
                 if not _fits(value, part.dtype):
                     raise UserError(
-                        f"--dataset={self.name}: split {split}, example {place}: {name} is {value.dtype}, where "
+                        f"--dataset={self.name}: split {split}, example {place}: {name} is {value.dtype}, "
+                        "where "
                         f"the first examples have {part.dtype.name}. {self.remedy}"
                     )
             found.append({n: _cast(example[n], part.dtype) for n, part in self._spec.items()})
@@ -162,10 +165,10 @@ class Sequences:
         where = f"--dataset={self.name}: split {split}, example {place}"
         if isinstance(found, tuple | list):
             if len(found) != len(self._names):
+                have = f"{len(self._names)} names are given" if self._names else "its parts have no names"
                 raise UserError(
-                    f"{where}: is a {type(found).__name__} of {len(found)}, and "
-                    f"{f'{len(self._names)} names are given' if self._names else 'its parts have no names'}. Give "
-                    "them: names=('image', 'label')."
+                    f"{where}: is a {type(found).__name__} of {len(found)}, and {have}. Give them: "
+                    "names=('image', 'label')."
                 )
             found = dict(zip(self._names, found, strict=True))
         if not isinstance(found, Mapping):
@@ -189,8 +192,10 @@ class Sequences:
             name = next((n for n in one if n not in other or not _same(one[n], other[n])), None)
             if name is not None:
                 raise UserError(
-                    f"--dataset={self.name}: split {split}, example {place}: {name} is another one when asked "
-                    "again, so that no run could be repeated or resumed. Leave random augmentation to the model "
+                    f"--dataset={self.name}: split {split}, example {place}: {name} is another one when "
+                    "asked "
+                    "again, so that no run could be repeated or resumed. Leave random augmentation to the "
+                    "model "
                     "module's preprocess, which is seeded (docs/data.md); a tf.data order that changes needs "
                     "reshuffle_each_iteration=False."
                 )
@@ -246,7 +251,7 @@ def _common(name: str, examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str
 def _type(dtype: np.dtype) -> Any:
     if dtype == np.float64:
         return keras.config.floatx()
-    return tf.string if dtype == object else dtype
+    return tf.string if dtype.kind == "O" else dtype
 
 
 def _fits(value: np.ndarray, dtype: tf.DType) -> bool:

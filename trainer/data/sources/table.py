@@ -33,6 +33,9 @@ def open_table(name: str, files: Mapping[str, Path], features: Sequence[str] = (
     """
     flag = f"--dataset={name}"
     tables = {split: _read(flag, file, features, label) for split, file in files.items()}
+    for split, table in tables.items():
+        if not table.num_rows:
+            raise UserError(f"{flag}: {files[split]} (split {split}) has no examples: it has no row.")
     splits = {
         split: {column: _column(flag, split, column, table[column]) for column in table.column_names}
         for split, table in tables.items()
@@ -107,14 +110,20 @@ def _column(flag: str, split: str, name: str, column: pa.ChunkedArray) -> Any:
             values = pc.list_flatten(column)
             lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
             return Flat(values.to_numpy(), lengths)
+    if pa.types.is_null(kind):
+        raise UserError(
+            f"{flag}: split {split}: the column {name} has no value in any row. Leave it out by "
+            "features=[...]."
+        )
     raise UserError(
-        f"{flag}: split {split}: the column {name} is {kind}, which is no number and no text. Leave it out by "
+        f"{flag}: split {split}: the column {name} is {kind}, which is no number and no text. Leave it out "
+        "by "
         "features=[...], or write it as numbers."
     )
 
 
 def _text(column: pa.ChunkedArray) -> np.ndarray:
-    """Text as bytes of one width, so that there is no Python object per row; objects where that is wasteful."""
+    """Text as bytes of one width: no Python object for each row, but where that would waste memory."""
     column = column.cast(pa.large_binary())
     width = max(pc.max(pc.binary_length(column)).as_py() or 0, 1)
     if len(column) * width > 2 * column.nbytes + (64 << 20):
