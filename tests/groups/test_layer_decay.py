@@ -256,3 +256,13 @@ def test_factors_enter_the_identity_of_a_plan_and_only_they():
     assert plan.differences(decayed, other, 0) and not plan.differences(decayed, planned("0.5"), 0)
     assert plain["layer_decay"] == 1.0 and not any("factor" in row for row in plain["rows"])
     assert not plan.differences(plain, planned("1"), 0)
+
+
+def test_a_pattern_without_end_is_refused():
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1, name="a" * 60)])
+    with pytest.raises(UserError, match=r"--layer_decay.*\(a\+\)\+b"):
+        depths(
+            walk(model), None, layer_decay.parse("0.5 by=((a+)+b).*").by, "--layer_decay=0.5 by=((a+)+b).*"
+        )
+    with pytest.raises(UserError, match="not a regular expression"):
+        layer_decay.parse("0.5 by=(*a)")

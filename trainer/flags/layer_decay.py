@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from trainer.errors import UserError
 from trainer.flags.calls import split_columns
 from trainer.flags.durations import NUMBER
+from trainer.flags.patterns import compiled
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ def parse(text: str) -> LayerDecay:
         raise UserError(f"{flag}: write FACTOR or FACTOR by=REGEX, such as '0.75 by=blocks/(\\d+)/.*'.")
     if factor == 1:
         raise UserError(f"{flag}: by= has no effect on a factor of 1. Give a smaller one, or no by=.")
-    try:
-        by = re.compile(rest[0].removeprefix("by="))
-    except re.error as error:
-        raise UserError(f"{flag}: by= is not a regular expression: {error}.") from None
+    by = compiled(rest[0].removeprefix("by="), flag)
     if not by.groups:
         raise UserError(
             f"{flag}: by= captures nothing. Put what tells levels apart into brackets: 'blocks/(\\d+)/.*'."

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 
 from trainer.errors import UserError, near
+from trainer.flags.patterns import check_bounded
 from trainer.model.blocks import blocks
 from trainer.model.names import ModelVariable
 
@@ -38,6 +39,7 @@ def depths(
     trainable = [v for v in variables if v.trainable]
     names = [v.name for v in trainable]
     if by is not None:
+        check_bounded([(flag, by)], [name for v in trainable for name in (v.name, *v.aliases)])
         captured = [_captured(by, v) for v in trainable]
         if not any(captured):
             raise UserError(

@@ -39,9 +39,9 @@ def find(name: str, flag: str) -> ModuleType:
             return _from_file(file)
     if _importable(name):
         return importlib.import_module(name)
-    looked = f"models/{name}.py in {Path.cwd()}, the bundled models, " if "." not in name else ""
+    looked = f"models/{name}.py in {Path.cwd()}, the bundled models, and " if "." not in name else ""
     raise UserError(
-        f"{flag}: there is no model module {name}. Looked for {looked}and a module {name} in "
+        f"{flag}: there is no model module {name}. Looked for {looked}a module {name} in "
         f"{Path.cwd()} and on PYTHONPATH. {near(name, known())}"
     )
 
