@@ -124,6 +124,21 @@ def test_a_state_too_large_to_copy_is_not_saved(monkeypatch: pytest.MonkeyPatch)
     assert not saved
 
 
+def test_weights_that_sum_to_nothing_are_said_once() -> None:
+    def loss(model: Net, batch: dict[str, tf.Tensor], training: bool) -> Any:
+        losses, _ = squared(model, batch, training)
+        return losses + 0 * model.odd, {
+            "m": (losses, batch["scale"] * 0),
+            "n": (losses, tf.ones_like(losses)),
+        }
+
+    made, said = harness.make(Net, loss, [".* sgd 0.1"], {**points(48), "scale": np.zeros(48, "f4")}, 6), []
+    run = loop(made, [], said)
+    run.events.log = 2
+    run.run()
+    assert said == ["The weights of the metric m sum to 0 up to step 2: it is NaN."]
+
+
 def test_the_step_has_no_op_more() -> None:
     """The guard of updates is between calls: the compiled step is the same with it as without."""
     made = make("halt")

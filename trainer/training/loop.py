@@ -91,6 +91,7 @@ class Loop:
     _skipped: int = 0
     _saved: int = 0
     _evaluating: bool = False
+    _told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Looks at the state once."""
@@ -246,6 +247,10 @@ class Loop:
 
     def _log(self, step: int, phase: Phase, values: dict[str, float], rate: float) -> None:
         state = self.program.state
+        for name in window.weightless(state.sums.numpy(), state.metrics):
+            if name not in self._told:
+                self._told.add(name)
+                self.reporter.warn(f"The weights of the metric {name} sum to 0 up to step {step}: it is NaN.")
         last = tf.constant(step - 1, tf.int64)
         rates = {g.name: float(self.program.schedules[g.name](last - g.start)) for g in phase.active}
         self.reporter.log(
