@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.readers.source import Spec, is_state, unique
+from trainer.readers.source import Edges, Spec, is_state, unique
 
 _VALUE = "VARIABLE_VALUE"
 _SUFFIX = "/.ATTRIBUTES/" + _VALUE
@@ -76,6 +76,26 @@ def names(graph: Any, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[st
     taken = set(weights.values())
     state = [key.removesuffix(_SUFFIX) for key in held if key not in taken]
     return weights, state
+
+
+def edges(graph: Any, weights: Mapping[str, str]) -> Edges:
+    """The graph itself, for those who go along its edges.
+
+    Args:
+      graph: the parsed proto.
+      weights: `{name: key}` as `names` gives it.
+    """
+    called = {key: name for name, key in weights.items()}
+    children = tuple({c.local_name: c.node_id for c in node.children} for node in graph.nodes)
+    if any(not 0 <= child < len(children) for node in children for child in node.values()):
+        raise ValueError("the object graph refers to nodes that are not there")
+    found = {
+        number: called[value.checkpoint_key]
+        for number, node in enumerate(graph.nodes)
+        for value in node.attributes
+        if value.checkpoint_key in called
+    }
+    return Edges(children, found)
 
 
 def _key(raw: str) -> str:

@@ -56,6 +56,19 @@ class KerasFile:
 
 
 @dataclass(frozen=True)
+class Edges:
+    """The object graph that a TensorFlow checkpoint stores.
+
+    Attributes:
+      children: for each node, `{edge: node}`; node 0 is the root.
+      names: `{node: name of the weight that it is}`.
+    """
+
+    children: tuple[Mapping[str, int], ...]
+    names: Mapping[int, str]
+
+
+@dataclass(frozen=True)
 class Source:
     """The weights in a file, by name, without having read them.
 
@@ -66,6 +79,7 @@ class Source:
       ignored: what is never taken and never missed: optimizer state, counters, random state.
       flag: the flag that named the path, for messages.
       keras: the layout of a Keras file, None for others.
+      edges: the object graph of a TensorFlow checkpoint, None for others.
       torch: whether its names look like PyTorch's.
       neutral: whether the format says nothing of who made the arrays, so that any layout may be stated.
     """
@@ -77,6 +91,7 @@ class Source:
     flag: str
     fetch: Callable[[str], np.ndarray] = field(repr=False)
     keras: KerasFile | None = field(default=None, repr=False)
+    edges: Edges | None = field(default=None, repr=False)
     torch: bool = False
     neutral: bool = False
 

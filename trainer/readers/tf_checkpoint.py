@@ -19,7 +19,7 @@ from trainer.checkpoints import manifest
 from trainer.checkpoints.manifest import Entry
 from trainer.errors import UserError, listing
 from trainer.readers import object_graph, slots, tf_index
-from trainer.readers.source import Source, Spec, damaged, is_state, refuse
+from trainer.readers.source import Edges, Source, Spec, damaged, is_state, refuse
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ATTRIBUTE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -128,7 +128,7 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
             for key in sorted(shapes)
             if _is_numeric(dtypes[key])
         }
-        kind, keys, state, averages = _named(prefix, reader, held, path, flag)
+        kind, keys, state, averages, graph = _named(prefix, reader, held)
     except UserError:
         raise
     except Exception as error:
@@ -147,23 +147,23 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
         return reader.get_tensor(keys[name])
 
     specs = {name: held[key] for name, key in keys.items()}
-    return Source(kind, path, specs, tuple(state), flag, fetch)
+    return Source(kind, path, specs, tuple(state), flag, fetch, edges=graph)
 
 
-Named = tuple[str, dict[str, str], list[str], dict[str, str]]
+Named = tuple[str, dict[str, str], list[str], dict[str, str], Edges | None]
 
 
-def _named(prefix: Prefix, reader: Any, held: Mapping[str, Spec], path: str, flag: str) -> Named:
-    """Kind, `{name: key}` of the weights, names of the state, `{name: key}` of averages."""
+def _named(prefix: Prefix, reader: Any, held: Mapping[str, Spec]) -> Named:
+    """Kind, `{name: key}` of the weights, names of the state, `{name: key}` of averages, the graph."""
     if prefix.entry is not None:
-        return (prefix.kind, *_own(prefix.entry, held))
+        return (prefix.kind, *_own(prefix.entry, held), None)
     if not reader.has_tensor(_GRAPH):
-        return ("TF1 name-based checkpoint", *_tf1(held))
+        return ("TF1 name-based checkpoint", *_tf1(held), None)
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
     keys, state = object_graph.names(graph, held)
     kind = prefix.kind if prefix.kind.startswith("SavedModel") else "TF2 object-graph checkpoint"
-    return kind, keys, state, {}
+    return kind, keys, state, {}, object_graph.edges(graph, keys)
 
 
 def _own(entry: Entry, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[str], dict[str, str]]:

@@ -9,11 +9,12 @@ import keras
 
 from trainer.model.names import ModelVariable
 from trainer.readers import Source
-from trainer.restore import keras_order, layouts
+from trainer.restore import edges, keras_order, layouts
 from trainer.restore.layouts import Conversion
 from trainer.restore.rules import Adapt, Rules
 
 BY_POSITION = "by position, as Keras does"
+BY_EDGES = "by its edges, as TensorFlow does"
 IN_ORDER = "same layer, in its order"
 SAME_NAME = "same name"
 
@@ -59,11 +60,15 @@ class Places:
       names: `{variable: name in the source}`.
       positional: the source stores positions: names count only in renames.
       refusal: why positions cannot be taken either.
+      rule: what to say of a name that is not the variable's own.
+      doubts: `{variable: why it cannot be told where it starts from}`.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     positional: bool = False
     refusal: str = ""
+    rule: str = IN_ORDER
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
 
 def places(model: Any, variables: Sequence[ModelVariable], source: Source) -> Places:
@@ -76,7 +81,7 @@ def places(model: Any, variables: Sequence[ModelVariable], source: Source) -> Pl
     """
     file = source.keras
     if file is None:
-        return Places()
+        return _along(model, variables, source) if source.edges and model is not None else Places()
     named = {path: name for name, path in file.paths.items()}
     if source.positional:
         walked = keras_order.by_position(model, variables, file)
@@ -88,6 +93,23 @@ def places(model: Any, variables: Sequence[ModelVariable], source: Source) -> Pl
     order = {v: named[p] for v, p in keras_order.by_name(model, variables, file).items() if p in named}
     used = set(same.values())
     return Places({v: name for v, name in order.items() if v not in same and name not in used})
+
+
+def _along(model: Any, variables: Sequence[ModelVariable], source: Source) -> Places:
+    """By the edges of an object graph, where they lead to everything and the names do not."""
+    assert source.edges is not None
+    taken = edges.by_edges(model, variables, source.edges)
+    same = {v.name: name for v in variables for name in names_of(v) if name in source.specs}
+    if not same.keys() >= taken.keys():
+        return Places(taken, rule=BY_EDGES)
+    # Numbered layers that are called alike and stand in another order: one of the two is not meant.
+    doubts = {
+        name: f"by name it starts from {same[name]}, by its edge in the checkpoint's graph from {place}. "
+        r"To go by names, add --init_rename='(.*) -> \1'."
+        for name, place in taken.items()
+        if same[name] != place
+    }
+    return Places(doubts=doubts)
 
 
 def _numbered(variables: Sequence[ModelVariable], named: Mapping[str, str]) -> dict[str, str]:
@@ -143,11 +165,13 @@ def decide(variable: ModelVariable, source: Source, rules: Rules, known: Places)
     by = f"--init_only={only.pattern}" if only else ""
     if variable.name in known.names:
         place = known.names[variable.name]
-        rule = by or SAME_NAME if place in kept else IN_ORDER
+        rule = by or SAME_NAME if place in kept else known.rule
         return Entry(variable, (place,), BY_POSITION if known.positional else rule, adapt)
     if known.positional:
         why = "" if known.refusal else "Keras's load_weights does not reach it"
         return Entry(variable, (kept[0],), BY_POSITION, adapt, problem=why or known.refusal)
+    if variable.name in known.doubts:
+        return Entry(variable, (kept[0],), SAME_NAME, adapt, problem=known.doubts[variable.name])
     return _found(variable, kept, by or SAME_NAME, adapt, source, rules)
 
 
