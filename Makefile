@@ -4,13 +4,17 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: mnist test lint types check soak bench clean
+.PHONY: mnist test test-slow lint types check soak bench clean
 
 mnist: $(VENV)/run.stamp
 	$(RUN) run.py --flagfile=mnist.flags $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(RUN) -m pytest --ignore=tests/slow --numprocesses=2 --dist=loadfile $(ARGS)
+
+# What takes longer than a minute a file.
+test-slow: $(VENV)/dev.stamp
+	$(RUN) -m pytest tests/slow --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
@@ -19,7 +23,7 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(VENV)/bin/mypy trainer models run.py
 
-check: lint types test
+check: lint types test test-slow
 
 soak: $(VENV)/dev.stamp
 	$(RUN) -m tests.soak $(ARGS)

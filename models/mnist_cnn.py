@@ -3,9 +3,10 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-Batch = dict[str, tf.Tensor]
+from trainer.model.classifier import check_images, check_sizes, loss, preprocess
+
+__all__ = ["build", "check", "loss", "preprocess"]
 
 
 def build(
@@ -54,52 +55,10 @@ def build(
     return keras.Model(image, keras.layers.Dense(classes, name="logits")(x), name="mnist_cnn")
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Refuses what is no size of a layer.
-
-    Raises:
-      ValueError: not a whole number from 1 to 65,536; names the argument.
-
-    Example:
-      >>> check_sizes(dense=64, classes=10)
-    """
-    for name, value in sizes.items():
-        if type(value) is not int or not 1 <= value <= 65_536:
-            raise ValueError(f"{name}={value!r}: must be a whole number from 1 to 65,536")
-
-
-def preprocess(batch: Batch, training: bool, seed: tf.Tensor) -> Batch:
-    """Images uint8 [B, 28, 28, 1] to floats in [0, 1]; nothing here is random."""
-    del training, seed
-    return {**batch, "image": tf.cast(batch["image"], keras.config.floatx()) / 255}
-
-
-def loss(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Softmax cross entropy in nats and accuracy (0 or 1), each [B], in float32 or float64."""
-    logits = model(batch["image"], training=training)
-    if logits.dtype != tf.float64:  # half precision is too coarse for a loss
-        logits = tf.cast(logits, tf.float32)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
-    hits = tf.argmax(logits, axis=-1, output_type=batch["label"].dtype) == batch["label"]
-    return losses, {"accuracy": tf.cast(hits, losses.dtype)}
-
-
 def check(model: Any, features: Any) -> None:
-    """Refuses a data set (its `tfds.features.FeaturesDict`) that this network cannot take.
+    """Refuses data that are not images of 28x28x1 with a class label.
 
     Raises:
-      ValueError: no image of 28x28x1, no class label, or more classes than the model has.
+      ValueError: says what does not fit.
     """
-    if not {"image", "label"} <= set(features):
-        raise ValueError(f"the model reads image and label, the data has {', '.join(features)}")
-    if tuple(features["image"].shape) != (28, 28, 1):
-        raise ValueError(f"the model reads images of 28x28x1, not {features['image'].shape}")
-    labels = getattr(features["label"], "num_classes", None)
-    classes = model.output_shape[-1]
-    if labels is None:
-        raise ValueError(f"the model reads one class label, not {features['label']}")
-    if labels > classes:
-        raise ValueError(
-            f"the labels run from 0 to {labels - 1} but the model has {classes} classes; "
-            f"give the model classes={labels}"
-        )
+    check_images(model, features, (28, 28, 1))

@@ -5,8 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# The task is that of the convolutional network, and so are its loss and its input.
-from models.mnist_cnn import check, check_sizes, loss, preprocess
+from trainer.model.classifier import check_images, check_sizes, loss, preprocess
 
 __all__ = ["build", "check", "loss", "preprocess"]
 
@@ -59,3 +58,12 @@ def build(hidden: int = 64, classes: int = 10) -> tf.Module:
     """
     check_sizes(hidden=hidden, classes=classes)
     return Perceptron(hidden, classes)
+
+
+def check(model: Any, features: Any) -> None:
+    """Refuses data that are not images of 28x28x1 with a class label.
+
+    Raises:
+      ValueError: says what does not fit.
+    """
+    check_images(model, features, (28, 28, 1))

@@ -18,7 +18,7 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Keras's float type and policies, and all generators, are for the next test what they were for this one."""
+    """Keras's settings and all generators are for the next test what they were for this one."""
     from trainer.run.surroundings import as_before
 
     with as_before():

@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "trainer"
-BASE = {"errors", "noise", "signals", "text"}  # files beside the packages, which all may import
+BASE = {"bundled", "errors", "noise", "signals", "text"}  # files beside the packages, which all may import
 
 
 def packages() -> dict[str, set[str]]:
@@ -45,6 +45,31 @@ def test_a_package_imports_what_it_says() -> None:
 def test_there_is_no_circle() -> None:
     order = list(TopologicalSorter(packages()).static_order())
     assert order[-1] == "modes"
+
+
+def walks() -> list[list[Path]]:
+    """The files of the two ways through the code that docs/design.md lists."""
+    text = (ROOT.parent / "docs/design.md").read_text()
+    found = re.findall(r"^\*\*From [^\n]*\n\n((?:    trainer/[^\n]*\n)+)", text, re.MULTILINE)
+    return [[ROOT.parent / line.split()[0] for line in block.splitlines()] for block in found]
+
+
+def test_a_reader_opens_few_files() -> None:
+    to_update, to_gradient = walks()
+    assert len(to_update) <= 9 and len(to_gradient) <= 7
+    for walk in (to_update, to_gradient):
+        for file in walk[1:]:  # the first is where a reader comes from; each other one leads on to another
+            named_by = any(file.stem in modules(other) for other in walk if other != file)
+            assert named_by or modules(file) & {other.stem for other in walk}, file
+
+
+def modules(file: Path) -> set[str]:
+    """Last names of the modules of `trainer` that a file imports or imports from."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainer"):
+            found |= {(node.module or "").split(".")[-1], *(alias.name for alias in node.names)}
+    return found
 
 
 def test_what_lies_beside_the_packages_imports_none_of_them() -> None:

@@ -3,8 +3,12 @@
 The public names are below, imported when they are first used; everything else may change.
 """
 
+import contextlib
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from trainer.noise import quiet_start
 
 if TYPE_CHECKING:
     from trainer.data.sources.arrays import Arrays
@@ -15,25 +19,40 @@ if TYPE_CHECKING:
     from trainer.report.reporter import STOP
     from trainer.run.api import Run
     from trainer.training.loop import Result
+    from trainer.training.parameter_groups import ParameterGroups, parameter_groups
 
 _PUBLIC = {
     "Arrays": "trainer.data.sources.arrays",
     "ModelModule": "trainer.model.module",
+    "ParameterGroups": "trainer.training.parameter_groups",
     "Plan": "trainer.groups.plan",
     "Result": "trainer.training.loop",
     "Run": "trainer.run.api",
     "STOP": "trainer.report.reporter",
     "UserError": "trainer.errors",
     "named_variables": "trainer.model.names",
+    "parameter_groups": "trainer.training.parameter_groups",
 }
-__all__ = ["STOP", "Arrays", "ModelModule", "Plan", "Result", "Run", "UserError", "named_variables"]
+__all__ = [
+    "STOP",
+    "Arrays",
+    "ModelModule",
+    "ParameterGroups",
+    "Plan",
+    "Result",
+    "Run",
+    "UserError",
+    "named_variables",
+    "parameter_groups",
+]
 
 
 def __getattr__(name: str) -> Any:
     """A public name, its module imported now: TensorFlow is not loaded before it is needed."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start():
+        return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -24,6 +24,14 @@ class UserError(ValueError):
 
     The message names the flag, its value and the next step; `run.py` prints it and exits 1, no traceback.
     Control characters in it are spelt out, and what is too long to be read is cut.
+
+    Example:
+      >>> import trainer
+      >>> try:
+      ...     trainer.Run(batch_size=0)
+      ... except trainer.UserError as error:
+      ...     print(error)
+      --batch_size=0: must lie from 1 to 2147483648.
     """
 
     def __init__(self, message: str) -> None:

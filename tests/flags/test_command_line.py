@@ -1,11 +1,15 @@
 """Flags from `argv` and flagfiles, and back."""
 
 import dataclasses
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from trainer.flags.command_line import flagfile, parse
-from trainer.flags.config import Config
+from trainer.flags.command_line import define, flagfile, parse
+from trainer.flags.config import TOPICS, Config
 
 
 def test_defaults_are_those_of_the_config():
@@ -52,3 +56,25 @@ def test_help_lists_every_flag(capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{field.name}: {field.metadata['help']}" in shown for field in dataclasses.fields(Config))
+
+
+def test_help_has_every_topic_with_an_example_that_parses(capsys):
+    with pytest.raises(SystemExit):
+        parse(["run.py", "--help"])
+    shown = capsys.readouterr().out
+    topics = {field.metadata["topic"] for field in dataclasses.fields(Config)}
+    assert topics == set(TOPICS)
+    for topic, example in TOPICS.items():
+        assert f"\n{topic}, such as {example}\n" in shown
+        names = [flag.partition("=")[0].removeprefix("--") for flag in shlex.split(example)]
+        own = {f.name for f in dataclasses.fields(Config) if f.metadata["topic"] == topic} | {"mode"}
+        assert set(names) <= own, topic
+        define()(["run.py", *shlex.split(example)])
+
+
+def test_help_imports_no_tensorflow():
+    code = "import sys; from trainer.__main__ import main\ntry: main(['run.py', '--help'])\n"
+    code += "except SystemExit: print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False False", done.stderr

@@ -408,7 +408,7 @@ def test_devices(refused, monkeypatch, case):
     ("model", "words"),
     [
         ("mnist_cn", ["--model=mnist_cn", "mnist_cnn"]),
-        ("no.such.module", ["--model=no.such.module", "'no'"]),
+        ("no.such.module", ["--model=no.such.module", "no model module"]),
         ("os.path", ["--model=os.path", "build"]),
         ("mnist_cnn(filter=3)", ["--model=mnist_cnn(filter=3)", "filter", "filters"]),
         ("mnist_cnn(filters=", ["--model=mnist_cnn(filters=", "name(argument=value)"]),

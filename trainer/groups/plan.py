@@ -32,6 +32,17 @@ class Plan:
 
     Attributes:
       body: the plan as JSON has it.
+
+    Example:
+      >>> import numpy as np, trainer
+      >>> data = {"image": np.zeros([64, 28, 28, 1], "uint8"), "label": np.zeros([64], "int64")}
+      >>> rules = [".*/b frozen", ".* adam constant(1e-3) name=rest"]
+      >>> run = trainer.Run(
+      ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="none", group=rules, train_for=10
+      ... )
+      >>> plan = run.plan()
+      >>> [(row["name"], row["group"]) for row in plan.rows][:2]
+      [('hidden1/w', 'rest'), ('hidden1/b', 'frozen')]
     """
 
     body: Mapping[str, Any]

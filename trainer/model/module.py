@@ -1,18 +1,18 @@
 """A model module: what a user brings, found by the name that `--model` gives, and built."""
 
 import contextlib
-import importlib
-import importlib.util
-import pkgutil
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainer.errors import UserError, guarded, listing, near
+from trainer.errors import UserError, guarded, listing
 from trainer.flags.calls import Call, check_call, parse_call
+from trainer.model import find
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,14 @@ def load(text: str) -> tuple[ModelModule, Call]:
     """
     flag = f"--model={text}"
     if not text:
-        raise UserError(f"--model: not given. Name a file of models/: {listing(_known())}.")
-    call = parse_call(text, flag)
-    path = call.name if "." in call.name else f"models.{call.name}"
-    try:
-        found = importlib.util.find_spec(path)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{flag}: there is no package {error.name!r} on the Python path.") from None
-    if found is None:
-        raise UserError(f"{flag}: there is no model module {path}. {near(call.name, _known())}")
-    module = guarded(lambda: importlib.import_module(path), f"{flag}: importing {path}")
-    made = ModelModule.of(module, flag, path)
+        raise UserError(f"--model: not given. Name a file of models/: {listing(find.known())}.")
+    path = re.fullmatch(r"(.*?\.py)\s*(\(.*)?", text, re.DOTALL)
+    call = parse_call(f"model{path[2] or ''}" if path else text, flag)
+    name = path[1] if path else call.name
+    call = replace(call, name=Path(name).stem if path else name, text=text)
+    made = ModelModule.of(guarded(lambda: find.find(name, flag), f"{flag}: importing {name}"), flag, name)
     check_call(call, made.build, "model", flag)
     return made, call
-
-
-def _known() -> list[str]:
-    import models
-
-    return [m.name for m in pkgutil.iter_modules(models.__path__)]
 
 
 def build(module: ModelModule, call: Call) -> Any:

@@ -69,6 +69,12 @@ def named_variables(model: Any) -> dict[str, tf.Variable]:
 
     Raises:
       UserError: as `walk`.
+
+    Example:
+      >>> import keras, trainer
+      >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(1, name="head")])
+      >>> list(trainer.named_variables(model))
+      ['head/kernel', 'head/bias']
     """
     return {v.name: v.value for v in walk(model)}
 

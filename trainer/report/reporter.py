@@ -19,7 +19,18 @@ _NOT_CURVES = {"kind", "step", "epoch", "weights", "examples"}
 
 
 class _Stop:
-    """The type of `STOP`."""
+    """The type of `STOP`, which a hook returns to end the run as a signal would.
+
+    Example:
+      >>> import numpy as np, trainer
+      >>> data = {"image": np.zeros([64, 28, 28, 1], "uint8"), "label": np.zeros([64], "int64")}
+      >>> run = trainer.Run(
+      ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="none", group=[".* adam 1e-3"],
+      ...     train_for=30, log_every=10,
+      ... )
+      >>> run.train(on_log=lambda record: trainer.STOP).step
+      10
+    """
 
     def __repr__(self) -> str:
         return "trainer.STOP"

@@ -1,5 +1,6 @@
 """What a person sees: sentences, tables, and one progress bar on a terminal."""
 
+import importlib.util
 import io
 import sys
 import warnings
@@ -12,6 +13,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.text import aligned, cell, printable
+
+
+def _draws(stream: TextIO) -> bool:
+    """Whether a bar can be drawn: on a terminal, or in a notebook that has widgets."""
+    if stream is sys.stdout and Console().is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return stream.isatty()
 
 
 class Screen:
@@ -35,7 +43,7 @@ class Screen:
         stream: TextIO | None = None,
     ) -> None:
         self._stream = stream or sys.stdout or io.StringIO()  # a program without a terminal has none
-        self.terminal = self._stream.isatty() if interactive is None else interactive
+        self.terminal = _draws(self._stream) if interactive is None else interactive
         self.quiet = quiet
         self._raises = raises
         self._console = Console(file=self._stream, force_terminal=self.terminal)

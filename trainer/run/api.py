@@ -3,14 +3,14 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from trainer.checkpoints import checkpoint
-from trainer.errors import UserError
-from trainer.flags.config import Config
+from trainer.errors import UserError, near
+from trainer.flags.config import Config, defaults
 from trainer.groups.plan import Plan
 from trainer.report.reporter import Hook, Hooks
 from trainer.report.screen import Screen
@@ -39,6 +39,9 @@ def _with_flags_of(
     def decorate(init: Callable[[S, Config], None]) -> Callable[Concatenate[S, P], None]:
         @functools.wraps(init)
         def with_flags(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            for name in kwargs:
+                if name not in defaults():
+                    raise UserError(f"--{name}: no such flag. {near(name, defaults())}")
             init(self, schema(*args, **kwargs))
 
         own = next(iter(inspect.signature(init).parameters.values()))
@@ -91,6 +94,7 @@ class Run:
             raise UserError(f"--mode={config.mode}: a Run has methods in the place of modes. Leave it out.")
         self._config = config
         self._live = Live()
+        self._result: Result | None = None
 
     def plan(self) -> Plan:
         """Who trains what, how and when: prints as a table. Prepares, reads and writes nothing."""
@@ -124,15 +128,19 @@ class Run:
         with as_before(), contextlib.ExitStack() as stack:
             stop = stack.enter_context(stopping()) if signals else None
             self._resume_precision()
-            return train(self._config, screen, Hooks(on_log, on_evaluation), stop, self._live)
+            result = train(self._config, screen, Hooks(on_log, on_evaluation), stop, self._live)
+            if not result.steps and self._result and result.step == self._result.step:
+                return self._result  # it was at its end already
+            self._result = result
+            return result
 
-    def evaluate(self) -> dict[str, float]:
-        """Mean loss and metrics of the weights over the evaluation split; `examples` counts them.
+    def evaluate(self, weights: str = "raw") -> dict[str, float]:
+        """Mean loss and metrics over the evaluation split; `examples` counts them.
 
-        The weights are those that `train` left, else those that it would start from.
+        Args:
+          weights: `raw`, those that `train` left, else those that it would start from; `ema`, their averages.
         """
-        with as_before():
-            made, program = self._loaded()
+        with as_before(), self._standing(weights) as (made, program):
             split = evaluation_split(made.config, made.built, made.split.source)
             if split is None:
                 raise UserError("--eval_split=none: name a split to evaluate on.")
@@ -140,17 +148,33 @@ class Run:
             program.stop.assign(False)
             return evaluate(program, program.evaluator(feed), feed)
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """`{variable name: array}` of the model, copies; as of `evaluate`."""
-        with as_before():
-            made, _ = self._loaded()
+    def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
+        """`{variable name: array}` of the model, copies; argument as of `evaluate`."""
+        with as_before(), self._standing(weights) as (made, _):
             return {v.name: np.array(v.value.numpy()) for v in made.built.variables}
 
     @property
     def model(self) -> Any:
-        """What `build` returned, with the weights as of `evaluate`."""
+        """What `build` returned, with the weights as of `evaluate("raw")`."""
         with as_before():
             return self._loaded()[0].built.model
+
+    @contextlib.contextmanager
+    def _standing(self, weights: str) -> Iterator[tuple[Assembled, Program]]:
+        """The run, for as long as the context lasts with its averages in the place of its weights."""
+        if weights not in ("raw", "ema"):
+            raise UserError(f"--weights={weights}: not one of raw, ema.")
+        made, program = self._loaded()
+        if weights == "raw":
+            yield made, program
+            return
+        if not program.state.averages:
+            raise UserError("--weights=ema: this run keeps no averages. Give --ema, such as ema=0.999.")
+        program.state.swap_averages(program.strategy)
+        try:
+            yield made, program
+        finally:
+            program.state.swap_averages(program.strategy)
 
     def _loaded(self) -> tuple[Assembled, Program]:
         """The run with the state that it stands at."""

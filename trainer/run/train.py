@@ -68,8 +68,7 @@ def train(
       UserError: the run cannot start or go on as asked, or a step was not finite.
       KeyboardInterrupt: it came while the run trained; the state was saved.
     """
-    began, workdir = time.perf_counter(), Workdir.of(config)
-    live = live or Live()
+    began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
         if stop:
@@ -78,12 +77,8 @@ def train(
         if workdir:
             lock = Lock(workdir.path)
             agreement.from_first(strategy, lambda: str(stack.enter_context(lock).workdir.name))
-        screen.quiet = screen.quiet or not is_chief(strategy)
-        files = workdir.path if workdir and is_chief(strategy) else None
-        reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
+        reporter = _reporter(made, workdir, screen, hooks)
         stack.callback(reporter.close)
-        for note in (made.built.engine, *made.split.source.notes):
-            reporter.note(note)
         entry = saving.newest(workdir.checkpoints, reporter, strategy) if workdir else None
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and resumed.finished:
@@ -97,6 +92,17 @@ def train(
             live.program, sources = _start(begun)
         live.made = begun.made
         return _train(begun, live.program, sources, began)
+
+
+def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks) -> Reporter:
+    """What the run says: of several workers the first does. It begins with devices and data."""
+    chief = is_chief(made.built.strategy)
+    screen.quiet = screen.quiet or not chief
+    files = workdir.path if workdir and chief else None
+    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
+    for note in (made.built.engine, *made.split.source.notes):
+        reporter.note(note)
+    return reporter
 
 
 def show_plan(screen: Screen, plan: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
 """The compiled step and the loop around it.
 
-Imports data, devices, groups, model, report.
+Imports data, devices, flags, groups, model, report.
 """

@@ -37,6 +37,17 @@ class Result:
       seconds: from the loop's start to its end.
       training_seconds: of these, in training steps; the rest are evaluations and checkpoints.
       stopped: whether a signal or a hook ended the run before its last step.
+
+    Example:
+      >>> import numpy as np, trainer
+      >>> data = {"image": np.zeros([64, 28, 28, 1], "uint8"), "label": np.zeros([64], "int64")}
+      >>> rules = [".* adam 1e-3"]
+      >>> run = trainer.Run(
+      ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="train", group=rules, train_for=3
+      ... )
+      >>> result = run.train()
+      >>> result.step, result.stopped, result.metrics["examples"]
+      (3, False, 64)
     """
 
     metrics: dict[str, float] = field(default_factory=dict)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from trainer import bundled
 from trainer.errors import UserError, blame, near, told
 
-LOCAL = Path(__file__).resolve().parents[3] / "datasets"
+LOCAL = bundled.folder("datasets")
 
 
 def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilder:
