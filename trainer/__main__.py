@@ -1,5 +1,6 @@
 """The command line door: `python -m trainer`, the command `trainer`, and `python run.py`."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -19,23 +20,24 @@ def main(arguments: list[str] | None = None) -> int:
     """
     open_streams()
     arguments = sys.argv if arguments is None else arguments
+    refuse = functools.partial(_refuse, Path(arguments[0]).name)
     try:
         config = parse(arguments)
     except UserError as error:
-        return _refuse(arguments[0], told(error, lines=True))
+        return refuse(told(error, lines=True))
     try:
         return _modes().run(config)
     except UserError as error:
-        return _refuse(arguments[0], told(error, lines=True))
+        return refuse(told(error, lines=True))
     except SystemExit as error:  # not ours, so that what was asked for has not been done
-        return _refuse(arguments[0], f"--mode={config.mode}: something {blame(error)}")
+        return refuse(f"--mode={config.mode}: something {blame(error)}")
     except KeyboardInterrupt:  # before a mode takes signals over
         return 130
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as of SIGPIPE
     except (OSError, MemoryError) as error:  # of the machine: a limit, a disk, a file that went away
-        return _refuse(arguments[0], f"--mode={config.mode}: the run {blame(error)}")
+        return refuse(f"--mode={config.mode}: the run {blame(error)}")
 
 
 def _modes() -> ModuleType:
@@ -58,8 +60,8 @@ def _modes() -> ModuleType:
 
 def _refuse(program: str, message: str) -> int:
     """Says it on standard error; the exit status of a run that was refused."""
-    name = Path(program).name
-    print(shortened(printable(f"{'trainer' if name == '__main__.py' else name}: {message}")), file=sys.stderr)
+    program = "trainer" if program == "__main__.py" else program
+    print(shortened(printable(f"{program}: {message}")), file=sys.stderr)
     return 1
 
 

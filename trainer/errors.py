@@ -23,6 +23,7 @@ class UserError(ValueError):
     """A flag, file or model module that cannot be used as given.
 
     The message names the flag, its value and the next step; `run.py` prints it and exits 1, no traceback.
+    Control characters in it are spelt out, and what is too long to be read is cut.
 
     Example:
       >>> import trainer
@@ -31,7 +32,6 @@ class UserError(ValueError):
       ... except trainer.UserError as error:
       ...     print(error)
       --batch_size=0: must lie from 1 to 2147483648.
-    Control characters in it are spelt out, and what is too long to be read is cut.
     """
 
     def __init__(self, message: str) -> None:

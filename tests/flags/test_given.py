@@ -105,6 +105,7 @@ COMMAND_LINE = {
     "--workdir=" + "a" * 300: ("cannot be used: File name too long",),
     "--group=" + "a" * 30_000: ("has 30,000 letters",),
     "--data_dir=/etc/passwd": ("--data_dir=/etc/passwd: /etc/passwd is no directory",),
+    "--plan_out=/dev/null": ("--plan_out=/dev/null: is there and is no file",),
     "--workdir=/etc/passwd/run": ("/etc/passwd is no directory",),
     "--seed=" + "9" * 5000: ("(5,00", "takes a whole number"),
 }

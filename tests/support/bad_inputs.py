@@ -96,17 +96,19 @@ def litter(folder: Path) -> None:
     (folder / "file").write_text("text\n")
 
 
-def encodable(value: str) -> bool:
-    """Whether a command line can hold it."""
-    return "\0" not in value
+def value_for(chance: random.Random, name: str) -> str:
+    """A bad value; of a flag that names what is written, one that leads nowhere outside the working directory."""
+    if name not in ("workdir", "data_dir", "plan_out", "export_to"):
+        return chance.choice(VALUES)
+    inside = [v for v in VALUES if v not in ("", ".", "..", "~") and not v.startswith("/")]
+    return chance.choice([*inside, "/etc/passwd/x", "/dev/null/x", "file/x", "folder"])
 
 
 def one_flag(chance: random.Random, folder: Path, data_dir: Path) -> Case:
     """A right command, but for one value."""
     litter(folder)
-    name, value = chance.choice(NAMES), chance.choice(VALUES)
-    if name == "workdir":
-        value = chance.choice([v for v in VALUES if v not in ("/", ".", "..", "~", "/dev/null")])
+    name = chance.choice(NAMES)
+    value = value_for(chance, name)
     written = chance.choice(
         [f"--{name}={value}"] * 6 + [f"--{name}", f"-{name}={value}", f"--no{name}={value}"]
     )
@@ -120,7 +122,8 @@ def several_flags(chance: random.Random, folder: Path, data_dir: Path) -> Case:
     litter(folder)
     given = [*flags(data_dir), ALL]
     for _ in range(chance.randrange(1, 6)):
-        written = f"--{chance.choice(NAMES[1:])}={chance.choice(VALUES)}"
+        name = chance.choice(NAMES[1:])
+        written = f"--{name}={value_for(chance, name)}"
         way = chance.randrange(4)
         if way == 0:
             given.append(written)
@@ -138,7 +141,8 @@ def flagfiles(chance: random.Random, folder: Path, data_dir: Path) -> Case:
     litter(folder)
     lines = [*flags(data_dir), ALL]
     for _ in range(chance.randrange(1, 4)):
-        name, value = chance.choice(NAMES), chance.choice(VALUES)
+        name = chance.choice(NAMES)
+        value = value_for(chance, name)
         line = chance.choice(
             [f"--{name}={value}", f"--{name} {value}", f"{name}={value}", f"  # {value}", f"--seed=3 --{name}={value}",
              value, f"--flagfile={chance.choice(['run.flags', 'deep0', 'folder', 'fifo', '/dev/zero', value])}"]
@@ -424,16 +428,16 @@ def modes(chance: random.Random, folder: Path, data_dir: Path) -> Case:
     """A mode that has nothing to work on, or is asked for what it does not do."""
     litter(folder)
     mode = chance.choice(["plan", "evaluate", "inspect", "export", "verify_resume", "verify_distribution"])
-    given = {"mode": mode, "workdir": chance.choice(["work", "file", "folder", "fifo", "/etc/passwd", ""])}
+    given = {"mode": mode, "workdir": chance.choice(["work", "file", "folder", "fifo", "/etc/passwd"])}
     for name in ("plan_out", "export_to", "checkpoint", "weights", "verify_steps", "data_dir"):
         if chance.random() < 0.25:
-            given[name] = chance.choice([*VALUES, "file", "folder", "fifo"])
+            given[name] = value_for(chance, name)
     return Case(f"mode: {mode}", [*flags(data_dir, **given), ALL], trains=False)
 
 
 SETTINGS = [
     {"KERAS_BACKEND": "jax"}, {"KERAS_BACKEND": "x\x1b[31m"}, {"KERAS_BACKEND": ""}, {"TF_CONFIG": "{"},
-    {"TF_CONFIG": "[]"}, {"TF_USE_LEGACY_KERAS": "1"}, {"HOME": "/nowhere"}, {"TMPDIR": "/nowhere"}, {"LANG": "C"},
+    {"TF_CONFIG": "[]"}, {"TF_USE_LEGACY_KERAS": "1"}, {"HOME": "/dev/null"}, {"TMPDIR": "/dev/null"}, {"LANG": "C"},
     {"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "0"}, {"TERM": "dumb"}, {"TFDS_DATA_DIR": "/etc/passwd"}, {"HOME": ""},
     {"PYTHONOPTIMIZE": "2"}, {"PYTHONWARNINGS": "error"}, {"CUDA_VISIBLE_DEVICES": "x"}, {"NO_COLOR": "1"},
 ]  # fmt: skip

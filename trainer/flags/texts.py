@@ -53,6 +53,8 @@ def _check_path(name: str, text: str) -> None:
         raise UserError(f"{where}: cannot be used: {error.strerror}.") from None
     if name not in _MADE:
         return
+    if name == "plan_out" and os.path.lexists(path) and not path.is_file():
+        raise UserError(f"{where}: is there and is no file, so it is not written over. Name another.")
     made = path if name in ("workdir", "data_dir") else path.parent
     there = next((p for p in (made, *made.parents) if os.path.lexists(p)), made)
     if not there.is_dir():
