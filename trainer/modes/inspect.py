@@ -8,6 +8,7 @@ from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.readers import Source, open_source
 from trainer.report.screen import Screen
+from trainer.restore.decide import BY_POSITION
 from trainer.restore.match import match
 from trainer.restore.propose import Proposal, propose
 from trainer.restore.rules import Rules, of
@@ -50,7 +51,8 @@ def _fit(config: Config, source: Source, rules: Rules, screen: Screen) -> None:
     if not matched.problems:
         screen.note(
             f"It fits --model={config.model_name} under the --init_* rules as they are given: "
-            f"{len(matched.starts())} of {len(variables)} variables are restored."
+            f"{len(matched.starts())} of {len(variables)} variables are restored"
+            + (", by position, as Keras does." if BY_POSITION in {e.rule for e in matched.entries} else ".")
         )
         if matched.leftover:
             screen.note(f"Left over in the file, as Keras leaves it: {listing(matched.leftover)}.")
@@ -73,7 +75,7 @@ def _trust(proposal: Proposal, screen: Screen) -> None:
     if proposal.ambiguous:
         screen.warn("AMBIGUOUS, layers of equal shapes could be exchanged:\n" + "\n".join(proposal.ambiguous))
     if proposal.proven:
-        screen.note("Checked: with these lines, and no other --init_* rules, it fits, and in no other way.")
+        screen.note("Checked: with these lines alone it fits, and names or shapes leave no choice.")
     elif not proposal.problems:
         screen.note(
             "With these lines, and no other --init_* rules, it fits; whether in the right way is open."
