@@ -177,9 +177,7 @@ class Gradients:
             if self.state.scale is not None:
                 total *= tf.cast(self.state.scale, total.dtype)
         gradients = tape.gradient(total, [v.value for v in active])
-        for gradient, v in zip(gradients, active, strict=True):
-            if isinstance(gradient, tf.Tensor):  # lengths that differ from batch to batch hide the shape
-                gradient.set_shape(v.value.shape)
+        gradients = [_shaped(g, v, self.replicas) for g, v in zip(gradients, active, strict=True)]
         updates = {}
         for v in state:
             plain = v.keras is None
@@ -215,6 +213,19 @@ def regularization(variables: Sequence[ModelVariable]) -> list[tf.Tensor]:
     """The weight regularisers of `variables`, scalars, each once."""
     kept = [v.keras for v in variables if v.keras is not None]
     return [v.regularizer(v.value) for v in kept if getattr(v, "regularizer", None) is not None]
+
+
+def _shaped(gradient: Any, variable: ModelVariable, replicas: int) -> Any:
+    """`gradient` with its static shape, which lengths that differ from batch to batch hide.
+
+    Of a `tf.IndexedSlices` several replicas gather the rows, and for that their number must be the same in
+    every step: where it is not known, the gradient becomes dense.
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        if replicas == 1 or gradient.values.shape.is_fully_defined():
+            return gradient
+        gradient = tf.convert_to_tensor(gradient)
+    return tf.ensure_shape(gradient, variable.value.shape)
 
 
 def _state(variables: Sequence[ModelVariable]) -> list[ModelVariable]:
