@@ -1,7 +1,6 @@
 """Examples of different lengths: padded to the longest of the global batch, masked, and sorted by length."""
 
 import itertools
-from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -47,15 +46,6 @@ def source_of(kind):
         )
         return from_object((data, SIZE), kind, shuffle=20)
     return from_object(ARRAYS if kind == "arrays" else Items(), kind)
-
-
-@dataclass(frozen=True)
-class Worker(Share):
-    index: int = 0
-    count: int = 1
-
-    worker = property(lambda self: self.index)
-    workers = property(lambda self: self.count)
 
 
 def check(batch, numbers):
@@ -153,35 +143,6 @@ def test_buckets_waste_less_and_resume():
     assert waste("tokens bucket=7") < 0.6 * waste("tokens")
 
 
-def test_workers_agree_on_the_length():
-    """Each worker has its own rows only, padded to its own longest; `take` tells all the longest."""
-    split = Split(source_of("items"), "train", pads=parse_pads(PADS))
-    share = Share(tf.distribute.get_strategy())
-    every = batches(training_feed("streaming", split, share, 8, 3), share, 0, 16)
-    halves = [(b["tokens_mask"][:4].sum(1).max(), b["tokens_mask"][4:].sum(1).max()) for b in every]
-    step = next(i for i, (one, other) in enumerate(halves) if abs(one - other) > 4)
-    whole = every[step]
-    strategy = mirrored(2)  # two replicas stand for two workers
-    feeds = [training_feed("streaming", split, Worker(strategy, 1, w, 2), 8, 3) for w in (0, 1)]
-    rows = [feed.draw(feed.chunk(step, 1), 0) for feed in feeds]
-    assert rows[0]["tokens"].shape[1] != rows[1]["tokens"].shape[1]
-
-    @tf.function
-    def take():
-        def part():
-            worker = tf.distribute.get_replica_context().replica_id_in_sync_group
-            # A MirroredStrategy traces each replica by itself, so that Python knows which one it is.
-            return feeds[int(tf.get_static_value(worker))].take(
-                rows[int(tf.get_static_value(worker))], worker, 2
-            )
-
-        return strategy.experimental_local_results(strategy.run(part))
-
-    parts = take()
-    for name in whole:
-        np.testing.assert_array_equal(np.concatenate([p[name].numpy() for p in parts]), whole[name])
-
-
 def test_rules_that_cannot_be_meant():
     def refused(*texts):
         with pytest.raises(UserError) as error:
@@ -225,7 +186,8 @@ def trained(strategy=None, **flags):
     data = {"train": {"tokens": TOKENS}, "test": {"tokens": TOKENS[:13]}}
     config = Config(
         model=trainer.ModelModule(build=build, loss=loss), dataset=data, group=[".* adam 1e-2"], train_for=12,
-        batch_size=8, precision="float64", **{"pad": ["tokens multiple=4"], **flags},
+        precision="float64",
+        **{"pad": ["tokens multiple=4"], "batch_size": 8, **flags},
     )  # fmt: skip
     config.check()
     made = assemble(config, on=(strategy or tf.distribute.get_strategy(), ""))

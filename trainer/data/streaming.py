@@ -33,6 +33,7 @@ class Streaming:
       pads: by feature, how examples of different lengths are brought to one.
       told: (step, n) -> what is wrong with the first bad example of these steps; None for nothing.
       clock: float64, seconds that steps waited for their batches since it was last set to 0.
+      strategy: through which workers tell each other how long their examples are.
     """
 
     batches: Callable[[int], tf.data.Dataset]
@@ -45,6 +46,7 @@ class Streaming:
     pads: Mapping[str, Pad] = dataclasses.field(default_factory=dict)
     told: Callable[[int, int], UserError | None] = lambda step, n: None
     clock: tf.Variable | None = None
+    strategy: tf.distribute.Strategy | None = None
     _iterators: list[Any] = dataclasses.field(default_factory=list)
     _position: int = -1
 
@@ -69,6 +71,11 @@ class Streaming:
     def draw(self, chunk: Any, i: tf.Tensor) -> dict[str, Any]:
         """The next batch, on the host: [batch, ...], with several workers this one's rows of it."""
         del i
+        drawn = self._next(chunk)
+        return self._of_one_length(drawn) if self.workers[1] > 1 and self.pads else drawn
+
+    def _next(self, chunk: Any) -> dict[str, Any]:
+        """The next batch; the time that it took to come is added up."""
         if self.clock is None:
             return chunk.get_next()
         with tf.device("CPU:0"):
@@ -83,7 +90,6 @@ class Streaming:
         """Cuts this part out on the host, so that no device is sent more than its rows."""
         worker, workers = self.workers
         if workers > 1:  # it has `here` of the parts of each accumulated batch, side by side
-            drawn = self._of_one_length(drawn)
             here = parts // self.accumulate // workers
             part = part // (here * workers) * here + part % (here * workers) - worker * here
             parts //= workers
@@ -105,14 +111,17 @@ class Streaming:
 
     def _of_one_length(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """Each padded feature as long as on the worker that has the longest, whose length all must learn."""
-        names = [name for name in self.pads if name in drawn]
-        if not names:
-            return drawn
-        context = tf.distribute.get_replica_context()
-        own = tf.stack([tf.shape(drawn[name])[1] for name in names])
-        slots = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, dtype=tf.float32)
-        told = context.all_reduce("SUM", slots[:, None] * tf.cast(own, tf.float32))
-        longest = tf.unstack(tf.cast(tf.reduce_max(told, 0), tf.int32))
+        names = list(self.pads)
+        own = tf.stack([tf.cast(tf.shape(drawn[name])[1], tf.int64) for name in names])
+
+        def told() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            here = tf.range(context.num_replicas_in_sync) == context.replica_id_in_sync_group
+            return tf.where(here[:, None], own, 0)
+
+        assert self.strategy is not None
+        every = self.strategy.reduce("SUM", self.strategy.run(told), axis=None)
+        longest = tf.unstack(tf.cast(tf.reduce_max(every, 0), tf.int32))
         for name, length in zip(names, longest, strict=True):
             mask = longer(drawn[mask_of(name)], length, False)
             drawn = {**drawn, name: longer(drawn[name], length, self.pads[name].value), mask_of(name): mask}
@@ -225,7 +234,7 @@ class _Pipeline:
                 return examples
 
             return rows.map(padded, tf.data.AUTOTUNE, deterministic=True)
-        if (self.group and count > GROUP) or count < GROUP // 4:
+        if self.group and count != GROUP:
             rows = rows.rebatch(GROUP)
             return rows.map(decoded, tf.data.AUTOTUNE, deterministic=True).rebatch(count, drop_remainder=True)
         return rows.map(decoded, tf.data.AUTOTUNE, deterministic=True)
@@ -257,6 +266,7 @@ class _Pipeline:
             {name: self.split.pads[name] for name in self.split.padded},
             told,
             waited,
+            share.strategy,
         )
 
 

@@ -179,9 +179,7 @@ class Gradients:
             if self.state.scale is not None:
                 total *= tf.cast(self.state.scale, total.dtype)
         gradients = tape.gradient(total, [v.value for v in active])
-        for v, gradient in zip(active, gradients, strict=True):
-            if isinstance(gradient, tf.Tensor):
-                gradient.set_shape(v.shape)  # which a batch of varying sizes leaves open
+        gradients = [_shaped(g, v, self.replicas) for g, v in zip(gradients, active, strict=True)]
         updates = {}
         for v in variables:
             value = scope.assigned(v)
@@ -243,6 +241,21 @@ def moves(variable: ModelVariable, phase: Phase) -> bool:
     if variable.trainable:
         return variable.name in phase.names
     return not variable.random and variable.name not in phase.still
+
+
+def _shaped(gradient: Any, variable: ModelVariable, replicas: int) -> Any:
+    """`gradient` with its static shape, which lengths that differ from batch to batch hide.
+
+    Of a `tf.IndexedSlices` several replicas gather the rows, and for that their number must be the same in
+    every step: where it is not known, the gradient becomes dense.
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        if replicas == 1 or gradient.values.shape.is_fully_defined():
+            return gradient
+        gradient = tf.convert_to_tensor(gradient)
+    if isinstance(gradient, tf.Tensor):
+        gradient.set_shape(variable.shape)
+    return gradient
 
 
 def _averaged(
