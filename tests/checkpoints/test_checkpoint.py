@@ -20,6 +20,7 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint, manifest
 from trainer.checkpoints.lock import Lock
 from trainer.errors import UserError
+from trainer.flags.criteria import criterion
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "v1"
@@ -516,11 +517,11 @@ def test_best_is_found_in_the_manifests(tmp_path):
     for step, value in values.items():
         checkpoint.save(tmp_path, step, state(), {"metrics": {"accuracy": value}})
     checkpoint.save(tmp_path, 8, state(), {"metrics": None})
-    assert manifest.best(tmp_path, "accuracy").step == 3
-    assert manifest.best(tmp_path, "accuracy", lower_is_better=True).step == 1
-    assert manifest.best(tmp_path, "loss") is None
+    assert manifest.best(tmp_path, criterion("accuracy")).step == 3
+    assert manifest.best(tmp_path, criterion("accuracy:min")).step == 1
+    assert manifest.best(tmp_path, criterion("loss")) is None
     os.unlink(tmp_path / "step-000000003" / "data.index")
-    assert manifest.best(tmp_path, "accuracy").step == 2
+    assert manifest.best(tmp_path, criterion("accuracy")).step == 2
 
 
 def test_a_step_that_is_not_there_is_named_with_those_that_are(tmp_path):

@@ -23,6 +23,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.errors import UserError, listing
+from trainer.flags.criteria import Criterion
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -251,18 +252,20 @@ def at(directory: Path, step: int) -> Entry:
     raise UserError(f"There is no checkpoint of step {step} in {directory}. There is: {steps}.")
 
 
-def best(directory: Path, metric: str, lower_is_better: bool = False) -> Entry | None:
-    """The whole checkpoint with the best finite `meta["metrics"][metric]`, the newest of equals.
+def best(directory: Path, criterion: Criterion) -> Entry | None:
+    """The whole checkpoint whose finite `meta["metrics"]` of the criterion is best, the newest of equals.
 
     None where no checkpoint has that metric. Its files are not read: `usable` does that.
     """
-    found, record = None, -math.inf
+    found: Entry | None = None
+    record = 0.0
     for entry in scan(directory):
         values = entry.meta.get("metrics")
-        value = values.get(metric) if isinstance(values, dict) else None
+        value = values.get(criterion.metric) if isinstance(values, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        rank = -value if lower_is_better else value
-        if math.inf > rank > record:
-            found, record = entry, rank
+        if not -math.inf < value < math.inf:  # not `isfinite`: an integer may be too long for it
+            continue
+        if found is None or criterion.better(value, record):
+            found, record = entry, value
     return found

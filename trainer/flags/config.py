@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
+from trainer.flags import criteria
 
 MODES = (
     "train",
@@ -138,7 +139,7 @@ class Config:
     init_adapt: Sequence[str] = _flag(_FROM, [], "PATTERN METHOD(...): change a value's shape; repeats.")
     workdir: str = _flag(_LEFT, "", "Directory of the run: checkpoints, metrics, plan, event files.")
     keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
-    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`.")
+    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`, `rmse:min`.")
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
     checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
@@ -194,6 +195,7 @@ class Config:
             ("verify_steps", 2, 1000),
         )
         self._check_use()
+        criteria.split(self.keep_best)
         for name, least, most in bounds:
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"--{name}={getattr(self, name)}: must lie from {least} to {most}.")

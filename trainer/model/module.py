@@ -3,7 +3,7 @@
 import contextlib
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ class ModelModule:
       check: `(model, features)`, raises ValueError where a data set does not suit.
       serve: `(model, batch) -> tensor or {name: tensor}`, what an export computes.
       depth: `(variable name) -> int`, layers between it and the head.
+      better: `{metric: "min" or "max"}`, which end of a metric is the good one.
       name: what a message calls it.
 
     Example:
@@ -48,6 +49,7 @@ class ModelModule:
     check: Callable[..., Any] | None = None
     serve: Callable[..., Any] | None = None
     depth: Callable[[str], int] | None = None
+    better: Mapping[str, str] | None = None
     name: str = "a ModelModule"
 
     @classmethod

@@ -8,7 +8,9 @@ from trainer.data.choice import evaluation_feed, residency, training_feed
 from trainer.data.feed import Feed
 from trainer.data.source import Split
 from trainer.errors import UserError
+from trainer.flags import criteria
 from trainer.flags.config import Config
+from trainer.flags.criteria import Criterion
 from trainer.flags.durations import Clock, parse_duration
 from trainer.groups import optimizers, plan
 from trainer.groups.depths import depths
@@ -39,6 +41,7 @@ class Assembled:
       residency: how training batches are drawn, `resident` or `streaming`: their orders differ. Empty
         where the data are not prepared yet.
       starts: by variable name, the weight of `--init_from` that it starts from.
+      criterion: what evaluations are compared by; None without `--keep_best`.
     """
 
     config: Config
@@ -48,6 +51,7 @@ class Assembled:
     metrics: tuple[str, ...]
     residency: str
     starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    criterion: Criterion | None = None
 
     @property
     def total(self) -> int:
@@ -142,7 +146,7 @@ def assemble(
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
     metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
-    _check_keep_best(config, metrics)
+    criterion = _criterion(config, built, metrics)
     clock = _clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
         for name in _PERIODS:
@@ -154,7 +158,7 @@ def assemble(
         split.source.prepare()
     prepared = split.source.prepared
     drawn = residency(config.data_residency, split, built.share) if prepared else ""
-    return Assembled(config, built, split, parts, metrics, drawn, starts)
+    return Assembled(config, built, split, parts, metrics, drawn, starts, criterion)
 
 
 def evaluation(config: Config, built: Built, split: Split) -> Feed:
@@ -189,13 +193,17 @@ def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
     return owned
 
 
-def _check_keep_best(config: Config, metrics: Sequence[str]) -> None:
-    """Refuses a `--keep_best` that no evaluation yields."""
-    if config.keep_best and config.keep_best not in ("loss", *metrics):
+def _criterion(config: Config, built: Built, metrics: Sequence[str]) -> Criterion | None:
+    """What `--keep_best` compares evaluations by; refuses one that no evaluation yields."""
+    names = ("loss", *metrics)
+    criteria.check_stated(built.module.better, names, f"--model={config.model_name}")
+    if not config.keep_best:
+        return None
+    if criteria.split(config.keep_best)[0] not in names:
         raise UserError(
-            f"--keep_best={config.keep_best}: the model has no such metric. It has: "
-            f"{', '.join(('loss', *metrics))}."
+            f"--keep_best={config.keep_best}: the model has no such metric. It has: {', '.join(names)}."
         )
+    return criteria.criterion(config.keep_best, built.module.better)
 
 
 def _clock(config: Config, built: Built, split: Split, only_plan: bool) -> Clock:

@@ -83,7 +83,7 @@ def build_model(config: Config, on: Engine | None = None) -> Built:
     Raises:
       UserError: devices that are not there, or a model that cannot be built or named.
     """
-    module, call = _module(config)
+    module, call = module_of(config)
     strategy, sentence = on or engine(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -105,7 +105,12 @@ def use_precision(precision: str) -> None:
     keras.config.set_dtype_policy(precision if precision.startswith("mixed") else keras.config.floatx())
 
 
-def _module(config: Config) -> tuple[ModelModule, Call]:
+def module_of(config: Config) -> tuple[ModelModule, Call]:
+    """The model module that `--model` names, or is, and the call of its `build`.
+
+    Raises:
+      UserError: as `modules.load`.
+    """
     if isinstance(config.model, str):
         return modules.load(config.model)
     flag = f"--model={config.model_name}"

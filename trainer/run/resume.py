@@ -68,12 +68,14 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
         checkpoint tells no plan.
     """
     saved: Any = entry.meta.get("plan")
-    made = _in_the_order_of(made, saved)
-    now = made.plan()
     try:
+        made = _in_the_order_of(made, saved)
+        now = made.plan()
         changed = plan.differences(saved, now, entry.step)
         before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise UserError(
             f"--workdir: the checkpoint {entry.path} tells no plan of this program, so that a run cannot go "
             f"on from it. To start from its weights: --init_from={entry.path} and another --workdir."

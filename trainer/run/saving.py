@@ -17,8 +17,6 @@ from trainer.report.reporter import Reporter
 from trainer.run.assemble import Assembled
 from trainer.training.program import Program
 
-LOWER_IS_BETTER = ("loss", "error", "perplexity")
-
 
 def newest(directory: Path, reporter: Reporter, strategy: tf.distribute.Strategy) -> Entry | None:
     """The checkpoint to go on from, if any: the same on all workers. The first, which holds the lock,
@@ -75,6 +73,7 @@ class Checkpoints:
             "plan": self.plan,
             "plan_hash": plan.digest(self.plan),
             "metrics": dict(metrics),
+            "best_by": str(self.made.criterion or ""),
             "finished": step == total,
             "flags": config.given(),
             "data": self.made.split.source.full_name,
@@ -87,8 +86,8 @@ class Checkpoints:
         self.reporter.sync()
         self.last = checkpoint.save(self.directory, step, unshared(self.program.state.named()), meta)
         protect: set[int] = set()
-        if config.keep_best:
-            best = manifest.best(self.directory, config.keep_best, lower_is_better(config.keep_best))
+        if self.made.criterion:
+            best = manifest.best(self.directory, self.made.criterion)
             protect = {best.step} if best else set()
         for note in checkpoint.prune(self.directory, config.keep, protect):
             self.reporter.warn(note)
@@ -105,8 +104,3 @@ def unshared(state: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
         result[name] = tf.Variable(variable.read_value()) if id(variable) in seen else variable
         seen.add(id(variable))
     return result
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of the metric is the better one, by its name."""
-    return any(word in metric for word in LOWER_IS_BETTER)

@@ -24,6 +24,8 @@ from trainer.training.evaluation import evaluator
 from trainer.training.loop import Loop, Result
 from trainer.training.program import Program
 
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as a manifest has them
+
 
 @dataclass
 class Live:
@@ -178,7 +180,8 @@ def _check_workers(program: Program, what: str, remedy: str) -> None:
 def _metrics(resumed: Resume) -> dict[str, float]:
     """Of the evaluation at the end of a finished run, as far as its manifest tells."""
     metrics = resumed.entry.meta.get("metrics")
-    return {k: float(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {}
+    pairs = metrics.items() if isinstance(metrics, dict) else ()
+    return {k: float(v) for k, v in pairs if isinstance(v, int | float) or v in _NOT_FINITE}
 
 
 def _summary(

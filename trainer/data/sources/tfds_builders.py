@@ -51,6 +51,14 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
         raise UserError(f"{flag}={name}: {reason}{_configs(head, rest)}") from error
 
 
+def is_known(name: str) -> bool:
+    """Whether `name` is a set of datasets/ or one that TFDS itself brings, with no argument and no path."""
+    match = re.fullmatch(r"([a-z]\w*)(/[A-Za-z0-9][\w.+-]*)?(:[\d.*]+)?", name, re.ASCII)
+    if match is None:
+        return False
+    return match[1] in _local_names() or match[1] in tfds.list_builders(with_community_datasets=False)
+
+
 def _configs(head: str, rest: str) -> str:
     """The configs of a TFDS set, where `rest` of its name asks for one that there is not."""
     try:
