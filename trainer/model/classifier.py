@@ -24,6 +24,11 @@ def loss(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, dict[str,
     return losses, {"accuracy": tf.cast(hits, losses.dtype)}
 
 
+def outputs(model: Any, batch: Batch) -> Batch:
+    """`logits` [B, classes] and `labels` [B]: for a confusion matrix and a table of the classes."""
+    return {"logits": model(batch["image"], training=False), "labels": batch["label"]}
+
+
 def check_images(model: Any, features: Any, shape: tuple[int, ...]) -> None:
     """Refuses a data set that a classifier of images of this shape cannot take.
 

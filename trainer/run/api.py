@@ -141,7 +141,7 @@ class Run:
                 raise UserError("--eval_split=none: name a split to evaluate on.")
             feed = evaluation(made.config, made.built, split)
             program.stop.assign(False)
-            return evaluate(program, program.evaluator(feed), feed)
+            return evaluate(program, program.evaluator(feed), feed).numbers
 
     def weights(self) -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; as of `evaluate`."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.checkpoints.lock import Lock
@@ -16,6 +16,7 @@ from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
 from trainer.report.screen import Screen
 from trainer.run import resume, saving
 from trainer.run.assemble import Assembled, assemble
+from trainer.run.hooks import load as load_hooks
 from trainer.run.resume import Resume
 from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
@@ -71,6 +72,7 @@ def train(
       KeyboardInterrupt: it came while the run trained; the state was saved.
     """
     began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
+    hooks = replace(hooks, on_record=(*hooks.on_record, *load_hooks(config.hook)))
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
         if stop:
@@ -85,7 +87,10 @@ def train(
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and resumed.finished:
             reporter.note(resume.finished_note(resumed))
-            return Result(_metrics(resumed), resumed.made.total)
+            return Result(_metrics(resumed), resumed.entry.step, ended=resumed.made.judge.ended)
+        if made.judge.ended and not resumed:  # without a workdir, called again
+            step = int(live.program.state.step.numpy()) if live.program else 0
+            return Result(step=step, ended=made.judge.ended)
         begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop)
         plan = {key: json.dumps(value) for key, value in begun.made.plan().items()}
         agreement.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
@@ -101,6 +106,8 @@ def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: H
     chief = is_chief(made.built.strategy)
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
+    if not chief:
+        hooks = replace(hooks, on_record=())  # a tracker is to hear of a run once
     reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
     for note in (made.built.engine, *made.split.source.notes):
         reporter.note(note)
@@ -148,6 +155,7 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         _save(begun, saved),
         evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
         save_evaluated=bool(made.config.keep_best),
+        judge=lambda numbers: made.judge.judge(numbers, program.strategy),
     )
     # From here on no refusal is left, and the files of the run may change.
     reporter.trim(begun.resumed.entry.step if begun.resumed else 0, evaluated=not loop.evaluate_first)
@@ -159,6 +167,9 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         begun.stop.request = lambda: program.stop.assign(True)
     _check_workers(program, "start values", "All must read the same --workdir and the same --init_from.")
     result = loop.run()
+    if result.stopped:
+        by = agreement.from_first(program.strategy, lambda: "a hook" if reporter.stop else "a signal")
+        result.hooked = by == "a hook"
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     return result
@@ -192,6 +203,7 @@ def _summary(
     rows += [(f"final {name}", resume.shown_metric(name, value)) for name, value in result.metrics.items()]
     rows += [
         ("steps", f"{result.step} of {made.total}"),
+        *([("ended by", f"--stop_when={result.ended!r}")] if result.ended else []),
         ("steps per second", f"{rate:.1f}"),
         ("examples per second", f"{rate * made.parts.clock.batch:,.0f}"),
         ("training time", f"{result.training_seconds:.1f} s"),

@@ -6,6 +6,7 @@ apply half (`updates.py`), which a non-finite step skips, each group's Keras opt
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -17,8 +18,10 @@ from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
 from trainer.model.module import ModelModule
 from trainer.model.names import ModelVariable
+from trainer.model.outputs import Outputs
 from trainer.training import window
 from trainer.training.gradients import Gradients, Settings, StepResult, regularization, staged
+from trainer.training.split_metrics import Rows
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
 
@@ -33,6 +36,7 @@ class Program:
       state: made in the strategy's scope.
       schedules: `{group name: schedule}`, each of the step relative to the group's start.
       settings: see there.
+      outputs: of the model module; None where it has none.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Program:
         state: TrainState,
         schedules: Mapping[str, Schedule],
         settings: Settings,
+        outputs: Outputs | None = None,
     ) -> None:
         self.strategy = strategy
+        self.outputs = replace(outputs, function=staged(outputs.function)) if outputs else None
         self.model = model
         self.state = state
         self.schedules = schedules
@@ -95,13 +101,17 @@ class Program:
 
         return train
 
-    def evaluator(self, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
-        """The compiled evaluation: `(chunk, n) -> window` float64 of n batches together."""
+    def evaluator(self, feed: Feed) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
+        """The compiled evaluation: `(chunk, n) -> (window float64, {output: [n, batch, ...]})` of n batches.
 
+        The second is empty where the model module has no `outputs`.
+        """
+
+        rows = Rows(self.strategy, self.outputs.specs if self.outputs else {})
         trained = [v for v in self.state.variables if v.trainable]
         half = self.gradient_half
 
-        def one(drawn: Any) -> tf.Tensor:
+        def one(drawn: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
             context = tf.distribute.get_replica_context()
             replica = context.replica_id_in_sync_group
             batch = dict(feed.take(drawn, replica, self.replicas))
@@ -109,22 +119,25 @@ class Program:
             batch = half.preprocess(batch, False, tf.zeros([2], tf.int32))
             with keras.StatelessScope(collect_losses=True) as scope:
                 losses, metrics = half.loss(batch, False)
+                given = self.outputs.rows(self.model, batch) if self.outputs else {}
             # Such a loss is a batch's; it counts for each of the examples that are real.
             own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(trained))
             sums = half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
-            return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0)
+            return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0), given
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
-        def evaluate(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            def batch(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
-                return i + 1, total + tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+        def evaluate(chunk: Any, n: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+            def batch(i: tf.Tensor, total: tf.Tensor, kept: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+                sums, given = self.strategy.run(one, args=(feed.draw(chunk, i),))
+                total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+                return i + 1, total, rows.write(kept, i, given)
 
             zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
-            start = (tf.constant(0), zero)
-            _, total = tf.while_loop(lambda i, total: tf.logical_and(total[-1] <= 0, i < n), batch, start)
+            start = (tf.constant(0), zero, rows.start(n))
+            more = lambda i, total, _: tf.logical_and(total[-1] <= 0, i < n)  # noqa: E731
+            _, total, kept = tf.while_loop(more, batch, start)
             self.stopped.assign(total[-1] > 0)
-            return total[:-1]
+            return total[:-1], rows.stack(kept)
 
         return evaluate
 
