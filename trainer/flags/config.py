@@ -14,6 +14,7 @@ MODES = (
     "train",
     "plan",
     "evaluate",
+    "predict",
     "inspect",
     "export",
     "verify_resume",
@@ -24,8 +25,9 @@ MODES = (
 _MODES_OF = {
     "plan_out": ("plan",),
     "export_to": ("export",),
-    "checkpoint": ("evaluate", "export"),
-    "weights": ("evaluate", "export"),
+    "predict_to": ("predict",),
+    "checkpoint": ("evaluate", "export", "predict"),
+    "weights": ("evaluate", "export", "predict"),
     "verify_steps": ("verify_resume", "verify_distribution"),
     "accept_plan_change": ("train", "plan"),
 }
@@ -149,8 +151,9 @@ class Config:
     )
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
-    checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
-    weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
+    checkpoint: str = _flag(_MORE, "newest", "For evaluate, predict, export: `newest`, `best` or a step.")
+    weights: str = _flag(_MORE, "raw", "For evaluate, predict, export: which weights.", ("raw", "ema"))
+    predict_to: str = _flag(_MORE, "", "File that --mode=predict makes: .csv, .parquet, .npz, .jsonl, or -.")
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
     verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 

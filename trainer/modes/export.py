@@ -8,7 +8,6 @@ Keras functional model) or its parameters (of any other) are named after. A sing
 """
 
 import dataclasses
-import inspect
 import os
 import secrets
 import shutil
@@ -28,47 +27,9 @@ from trainer.flags.config import Config
 from trainer.model.module import guarded
 from trainer.report.screen import Screen
 from trainer.run import weights
-from trainer.run.build import Built, build_model, check_dataset, check_model, open_source, training_split
+from trainer.run.build import build_model, check_dataset, check_model, open_source, training_split
+from trainer.run.serving import Batch, Served, reached
 from trainer.signals import stopping
-
-Batch = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Served:
-    """What an export computes: raw features of a batch to named outputs.
-
-    Attributes:
-      built: the model.
-      spec: of one decoded example.
-      what: the value of `--model`, for messages.
-    """
-
-    built: Built
-    spec: Mapping[str, Any]
-    what: str
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, tf.Tensor]:
-        """Outputs of `model` by the model module's `preprocess` and `serve`."""
-        module = self.built.module
-        if module.preprocess:
-            batch = module.preprocess(batch, False, tf.zeros([2], tf.int32))
-        if module.serve:
-            outputs = module.serve(model, batch)
-        else:
-            arguments, named = _arguments(self.what, model, batch)
-            outputs = model(*arguments, **named)
-        return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
-
-    def filled(self, model: Any, batch: Batch) -> dict[str, tf.Tensor]:
-        """Outputs on a batch of what counts, with nothing in the place of the rest."""
-        size = tf.shape(next(iter(batch.values())))[0]
-
-        def nothing(s: tf.TensorSpec) -> tf.Tensor:
-            return tf.fill([size, *s.shape], "" if s.dtype == tf.string else tf.zeros([], s.dtype))
-
-        rest = {k: tf.nest.map_structure(nothing, s) for k, s in self.spec.items() if k not in batch}
-        return self(model, {**rest, **batch})
 
 
 def run(config: Config) -> int:
@@ -88,7 +49,7 @@ def run(config: Config) -> int:
         for sentence in (f"{built.engine}, for the export", *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)
-        serve = _Served(built, split.spec(), config.model_name)
+        serve = Served(built, split.spec(), config.model_name)
         signature = _signature(serve)
         rows = _written(serve, signature, _examples(split, signature), target, screen)
     takes = ", ".join(f"{name} {s.dtype.name}{list(s.shape)}" for name, s in signature.items())
@@ -98,7 +59,7 @@ def run(config: Config) -> int:
 
 
 def _written(
-    serve: _Served, signature: Mapping[str, tf.TensorSpec], examples: Batch, target: Path, screen: Screen
+    serve: Served, signature: Mapping[str, tf.TensorSpec], examples: Batch, target: Path, screen: Screen
 ) -> list[tuple[str, str]]:
     """Writes all files aside, then renames; rows for the table."""
     aside = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
@@ -131,42 +92,11 @@ def _target(config: Config) -> Path:
 # What is served
 
 
-def _arguments(what: str, model: Any, batch: Batch) -> tuple[list[Any], Batch]:
-    """What to call the model with: the features that its inputs or parameters are named after."""
-    if isinstance(model, keras.Model) and getattr(model, "inputs", None):
-        names = [tensor.name for tensor in model.inputs]
-        given = {name: batch[name] for name in names if name in batch}
-        if len(given) == len(names):
-            return [given if len(names) > 1 else given[names[0]]], {"training": False}
-    else:
-        call = model.call if isinstance(model, keras.Model) else model
-        parameters = inspect.signature(call).parameters if callable(call) else {}
-        names = list(parameters)
-        given = {name: batch[name] for name in names if name in batch}
-        if given:
-            return [], {**given, **({"training": False} if "training" in names else {})}
-    raise UserError(
-        f"--model={what}: what it is to be called on cannot be told: it takes {listing(names)}, the "
-        f"examples have {listing(batch)}. Give the model module serve(model, batch), which returns a "
-        "tensor or a dict of tensors for a preprocessed batch."
-    )
-
-
-def _signature(serve: _Served) -> dict[str, tf.TensorSpec]:
+def _signature(serve: Served) -> dict[str, tf.TensorSpec]:
     """The features on which the outputs depend, [B, ...]: a label, say, is not among them."""
     batched = tf.nest.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), dict(serve.spec))
-    traced = guarded(
-        lambda: tf.function(lambda batch: serve(serve.built.model, batch)).get_concrete_function(batched),
-        "--mode=export: calling the model",
-    )
-    found, todo = set(), [tensor.op for tensor in traced.outputs]
-    while todo:
-        op = todo.pop()
-        if op not in found:
-            found.add(op)
-            todo += [tensor.op for tensor in op.inputs]
-    names = [name for name in sorted(batched) for _ in tf.nest.flatten(batched[name])]
-    used = {name for name, tensor in zip(names, traced.inputs, strict=False) if tensor.op in found}
+    called = lambda batch: serve(serve.built.model, batch)  # noqa: E731
+    used = reached(called, batched, "--mode=export: calling the model")
     strange = [name for name in used if not isinstance(batched[name], tf.TensorSpec)]
     if strange or not used:
         raise UserError(
@@ -190,7 +120,7 @@ def _examples(split: Split, signature: Mapping[str, Any]) -> Batch:
 
 
 def _save(
-    serve: _Served, signature: Mapping[str, tf.TensorSpec], aside: Path, examples: Batch
+    serve: Served, signature: Mapping[str, tf.TensorSpec], aside: Path, examples: Batch
 ) -> tuple[str, str]:
     """Writes the SavedModel; a row for the table."""
     holder, model = tf.Module(), serve.built.model
@@ -214,7 +144,7 @@ def _save(
     return "SavedModel read back", _compared(wanted, got, "SavedModel")
 
 
-def _save_keras(serve: _Served, aside: Path, examples: Batch, screen: Screen) -> tuple[str, str]:
+def _save_keras(serve: Served, aside: Path, examples: Batch, screen: Screen) -> tuple[str, str]:
     """Writes `model.keras` into the SavedModel's directory, unless Keras cannot read it back."""
     path, model = aside / "model.keras", serve.built.model
     wanted = serve.filled(model, examples)

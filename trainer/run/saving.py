@@ -15,6 +15,7 @@ from trainer.devices.agreement import check_same, from_first
 from trainer.groups import plan
 from trainer.report.reporter import Reporter
 from trainer.run.assemble import Assembled
+from trainer.run.predictions import told
 from trainer.training.program import Program
 
 
@@ -78,6 +79,7 @@ class Checkpoints:
             "stopping": self.made.judge.recorded(),
             "flags": config.given(),
             "data": self.made.split.source.full_name,
+            "example": told(self.made.split.source.spec()),
             "replicas": self.program.replicas,
             "versions": {
                 "python": platform.python_version(),
