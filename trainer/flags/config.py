@@ -25,6 +25,7 @@ MODES = (
 _MODES_OF = {
     "plan_out": ("plan",),
     "export_to": ("export",),
+    "export_format": ("export",),
     "predict_to": ("predict",),
     "checkpoint": ("evaluate", "export", "predict"),
     "weights": ("evaluate", "export", "predict"),
@@ -155,6 +156,9 @@ class Config:
     weights: str = _flag(_MORE, "raw", "For evaluate, predict, export: which weights.", ("raw", "ema"))
     predict_to: str = _flag(_MORE, "", "File that --mode=predict makes: .csv, .parquet, .npz, .jsonl, or -.")
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
+    export_format: str = _flag(
+        _MORE, "", "Of saved_model,keras,tflite; a SavedModel, and .keras where it can be, if empty."
+    )
     verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 
     def __post_init__(self) -> None:
