@@ -1,9 +1,9 @@
 """What a model module says of a whole split: rows of `outputs`, and `metrics` of all of them at once.
 
 `outputs(model, batch) -> {name: [B, ...]}` gives numbers for each example; `metrics({name: array [N, ...]})`
-gives numbers (shown, logged, to stop and to keep the best by) and arrays (a confusion matrix: for tables and
-the report). Where `outputs` has `logits` [B, C] and `labels` [B], a confusion matrix and a table of the
-classes are there without more.
+gives numbers (shown, logged, to stop and to keep the best by), arrays (a confusion matrix: for tables and
+the report) and texts (a line that a language model wrote). Where `outputs` has `logits` [B, C] and `labels`
+[B], a confusion matrix and a table of the classes are there without more.
 """
 
 import warnings
@@ -76,8 +76,13 @@ class Outputs:
             raise UserError(f"--model: its metrics returned {type(found).__name__}, not {{metric: number}}.")
         for name, value in found.items():
             array = np.asarray(value)
+            if isinstance(value, str):
+                arrays[str(name)] = array
+                continue
             if array.dtype.kind not in "biuf":
-                raise UserError(f"--model: its metrics returned {name!r}: {value!r}, no number and no array.")
+                raise UserError(
+                    f"--model: its metrics returned {name!r}: {value!r}, no number, array or text."
+                )
             if array.ndim:
                 arrays[str(name)] = array
             else:

@@ -139,6 +139,9 @@ class Reporter:
         weights = " with averaged weights" if record["weights"] == "ema" else ""
         where = self._place(record["step"])
         self.screen.note(f"{where}  evaluation{examples}{weights}: {_values(shown)}", "bold")
+        for name, text in self.arrays.items():
+            if text.dtype.kind == "U":
+                self.note(f"{name}: {text}")
         self._call(self._hooks.on_evaluation, "on_evaluation", record)
         self._call_each(record)
 
