@@ -16,19 +16,19 @@ def data(tmp_path_factory):
     return f"--data_dir={tmp_path_factory.mktemp('data')}"
 
 
-def blocks(section, kind):
-    return re.findall(rf"^```{kind}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def blocks(section, opening):
+    return re.findall(rf"^```{opening}(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_runs_word_for_word(name, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    for code in blocks(SECTIONS[name], "python"):
+    for code in blocks(SECTIONS[name], r"python\n"):
         file = re.match(r"# (models/\w+\.py)\n", code)
         assert file and len(code.splitlines()) < 60
         (tmp_path / file[1]).write_text(code)
-    (flags,) = blocks(SECTIONS[name], "")
+    (flags,) = blocks(SECTIONS[name], r"\n(?=--)")
     (tmp_path / "task.flags").write_text(flags)
     brief = ["--train_split=train[:192]", "--train_for=4", "--eval_every=2", data]
     assert main(tmp_path / "run", "--flagfile=task.flags", *brief) == 0
@@ -38,7 +38,7 @@ def test_a_section_runs_word_for_word(name, data, tmp_path, monkeypatch):
     if name not in (
         "Contrastive learning",
         "A language model",
-    ):  # which serve another number of rows, or text
+    ):  # no plain rows
         predict = ["--mode=predict", "--predict_to=out.csv", "--eval_split=test[:50]"]
         given = [f for f in flags.splitlines() if f.startswith(("--model", "--dataset", "--batch_size"))]
         assert main(tmp_path / "run", *given, data, *predict) == 0

@@ -1,4 +1,4 @@
-"""A trunk of keras.applications by examples/pretrained.flags, then all of it: minutes, as the network is large."""
+"""A trunk of keras.applications by examples/pretrained.flags, then all of it: minutes."""
 
 import pytest
 

@@ -20,7 +20,7 @@ BRIEF = (
 
 
 def exercise(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks that a resumed run is the straight one to the bit, and that two replicas and an export are there."""
+    """Checks that a resumed run is the straight one to the bit, that it exports, and two replicas."""
     straight, broken, both = (tmp_path / name for name in ("straight", "broken", "both"))
     assert main(straight, *flags) == 0
     killed(monkeypatch, 2, True, broken, *flags)
