@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 
-from trainer.model.classifier import check_images, check_sizes, loss, preprocess
+from trainer.model.classifier import check_images, check_sizes, loss, outputs, preprocess
 
-__all__ = ["build", "check", "loss", "preprocess"]
+__all__ = ["build", "check", "loss", "outputs", "preprocess"]
 
 
 def build(

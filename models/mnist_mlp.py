@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.model.classifier import check_images, check_sizes, loss, preprocess
+from trainer.model.classifier import check_images, check_sizes, loss, outputs, preprocess
 
-__all__ = ["build", "check", "loss", "preprocess"]
+__all__ = ["build", "check", "loss", "outputs", "preprocess"]
 
 
 class Linear(tf.Module):

@@ -57,3 +57,18 @@ def quiet_start() -> Iterator[None]:
             for line in held:
                 if not _NOISE.match(line):
                     os.write(2, line)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drops what is written to file descriptor 2, by C++ too."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

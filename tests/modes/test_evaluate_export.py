@@ -55,7 +55,7 @@ def evaluated(monkeypatch):
 
     def run(workdir, *flags):
         assert main(workdir, "--mode=evaluate", *flags) == 0
-        return results.pop()
+        return results.pop().numbers
 
     return run
 

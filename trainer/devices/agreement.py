@@ -54,6 +54,18 @@ def from_first(strategy: tf.distribute.Strategy, act: Callable[[], str]) -> str:
     return answer
 
 
+def text_from_first(strategy: tf.distribute.Strategy, act: Callable[[], str]) -> str:
+    """As `from_first`, for a text of any length in ASCII.
+
+    Raises:
+      UserError: as `from_first`.
+    """
+    texts: list[str] = []
+    size = int(from_first(strategy, lambda: texts.append(act()) or str(len(texts[0]))))  # type: ignore[func-returns-value]
+    text = texts[0] if texts else ""
+    return "".join(share(strategy, text[at : at + LENGTH])[0] for at in range(0, size, LENGTH))
+
+
 def check_same(strategy: tf.distribute.Strategy, parts: Mapping[str, str], what: str, remedy: str) -> None:
     """Refuses to go on where the workers do not hold the same texts under the same names.
 

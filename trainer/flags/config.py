@@ -8,13 +8,14 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
-from trainer.flags import criteria, layer_decay
+from trainer.flags import conditions, criteria, layer_decay
 from trainer.flags.texts import check_text
 
 MODES = (
     "train",
     "plan",
     "evaluate",
+    "predict",
     "inspect",
     "export",
     "verify_resume",
@@ -27,8 +28,10 @@ _MODES_OF = {
     "propose_out": ("inspect",),
     "full": ("plan",),
     "export_to": ("export",),
-    "checkpoint": ("evaluate", "export"),
-    "weights": ("evaluate", "export"),
+    "export_format": ("export",),
+    "predict_to": ("predict",),
+    "checkpoint": ("evaluate", "export", "predict"),
+    "weights": ("evaluate", "export", "predict"),
     "verify_steps": ("verify_resume", "verify_distribution"),
     "accept_plan_change": ("train", "plan"),
 }
@@ -39,6 +42,7 @@ _OF_NO_USE = (
     ("propose_out", "model", "", "Give the --model that the file is to fit"),
     ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
     ("eval_every", "eval_split", "none", "Name an --eval_split"),
+    ("stop_when", "eval_split", "none", "Name an --eval_split to judge by"),
 )
 
 # {topic of --help: an example}, in the order of the fields below.
@@ -46,7 +50,7 @@ TOPICS = {
     "What to do": "--mode=plan",
     "What is trained": "--group='conv1/.* frozen' --group='.* adam cosine(1e-3, warmup=5%)'",
     "On what": "--dataset=mnist --manual_dir=/data/mnist",
-    "For how long": "--train_for=3epochs --eval_every=500",
+    "For how long": "--train_for=3epochs --eval_every=500 --stop_when='accuracy >= 0.992'",
     "How a step is made": "--precision=mixed_bfloat16 --clip_norm=1.0 --accumulate=4",
     "Where": "--strategy=mirrored --devices=GPU:0,GPU:1",
     "From where": "--init_from=/runs/pretrain --init_only='conv.*'",
@@ -131,6 +135,9 @@ class Config:
     log_every: str | int = _flag(_LONG, "100", "Duration between log points.")
     eval_every: str | int = _flag(_LONG, "1epoch", "Duration between evaluations.")
     save_every: str | int = _flag(_LONG, "1epoch", "Duration between checkpoints.")
+    stop_when: Sequence[str] = _flag(
+        _LONG, [], "`accuracy >= 0.992`, `loss:min stalls 3 evaluations`: end the run then; repeats."
+    )
     seed: int = _flag(_STEP, 0, "Seeds the initial weights, the order of the data and every mask.")
     precision: str = _flag(
         _STEP, "float32", "Numbers.", ("float32", "float64", "mixed_bfloat16", "mixed_float16")
@@ -156,13 +163,20 @@ class Config:
     workdir: str = _flag(_LEFT, "", "Directory of the run: checkpoints, metrics, plan, event files.")
     keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
     keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`, `rmse:min`.")
+    hook: Sequence[str] = _flag(
+        _LEFT, [], "Function of each record, by dotted path: `my_module.on_record`; repeats."
+    )
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
     full: bool = _flag(_MORE, False, "For plan: a row for each variable, not folded by layer or block.")
-    checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
-    weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
     propose_out: str = _flag(_MORE, "", "Flagfile that --mode=inspect writes its proposal to.")
+    checkpoint: str = _flag(_MORE, "newest", "For evaluate, predict, export: `newest`, `best` or a step.")
+    weights: str = _flag(_MORE, "raw", "For evaluate, predict, export: which weights.", ("raw", "ema"))
+    predict_to: str = _flag(_MORE, "", "File that --mode=predict makes: .csv, .parquet, .npz, .jsonl, or -.")
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
+    export_format: str = _flag(
+        _MORE, "", "Of saved_model,keras,tflite; a SavedModel, and .keras where it can be, if empty."
+    )
     verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 
     def __post_init__(self) -> None:
@@ -217,6 +231,7 @@ class Config:
         )
         self._check_use()
         criteria.split(self.keep_best)
+        conditions.parse(self.stop_when)
         for name, least, most in bounds:
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"--{name}={getattr(self, name)}: must lie from {least} to {most}.")

@@ -27,6 +27,8 @@ class ModelModule:
       check: `(model, features)`, raises ValueError where a data set does not suit.
       serve: `(model, batch) -> tensor or {name: tensor}`, what an export computes.
       depth: `(variable name) -> int`, layers between it and the head.
+      outputs: `(model, batch) -> {name: [B, ...]}`, what `metrics` and predictions are made of.
+      metrics: `({name: array [N, ...]}) -> {metric: number or array}`, of a whole evaluation split.
       better: `{metric: "min" or "max"}`, which end of a metric is the good one.
       name: what a message calls it.
 
@@ -46,6 +48,8 @@ class ModelModule:
     check: Callable[..., Any] | None = None
     serve: Callable[..., Any] | None = None
     depth: Callable[[str], int] | None = None
+    outputs: Callable[..., Any] | None = None
+    metrics: Callable[..., Any] | None = None
     better: Mapping[str, str] | None = None
     name: str = "a ModelModule"
 

@@ -13,10 +13,12 @@ from trainer.errors import told
 from trainer.report.curves import Curves
 from trainer.report.records import Records
 from trainer.report.screen import Screen
+from trainer.report.tables import tables
 from trainer.text import cell
 
 WAIT_SHOWN = 0.1  # of the time: the share of waiting for data from which on the screen says so
-_NOT_CURVES = {"kind", "step", "epoch", "weights", "examples"}
+_NOT_CURVES = {"kind", "step", "epoch", "weights", "examples", "arrays"}
+MOST = 1 << 16  # numbers of an array that a record keeps
 
 
 class _Stop:
@@ -50,10 +52,12 @@ class Hooks:
     Attributes:
       on_log: called at each log point.
       on_evaluation: called with each result of an evaluation.
+      on_record: each called with either.
     """
 
     on_log: Hook | None = None
     on_evaluation: Hook | None = None
+    on_record: tuple[Hook, ...] = ()
 
 
 NO_HOOKS = Hooks()
@@ -73,6 +77,7 @@ class Reporter:
       check: called before a record is written; raises UserError where `workdir` is not to be written in.
 
     Attributes:
+      arrays: of the last evaluation, `{name: array}`.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class Reporter:
         self.steps_per_epoch = steps_per_epoch
         self.screen = screen or Screen()
         self._stop = False
+        self.arrays: dict[str, Any] = {}
+        self._told: set[str] = set()
         self._hooks = hooks
         self._records = Records(workdir)
         self._curves = Curves(workdir)
@@ -129,11 +136,17 @@ class Reporter:
             text = f"  rates: {_values(rates)}" if rates else ""
             self.note(f"{self._place(record['step'])}  {_values(shown)}{text}")
         self._call(self._hooks.on_log, "on_log", record)
+        self._call_each(record)
 
-    def evaluation(self, record: Mapping[str, Any]) -> None:
-        """The result of an evaluation; `weights` says "raw" (if absent) or "ema"."""
+    def evaluation(self, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> None:
+        """The result of an evaluation; `weights` says "raw" (if absent) or "ema".
+
+        Arrays, such as a confusion matrix, are kept in the record as `arrays`, {name: nested lists}.
+        """
         self.check()
-        record = self._records.append({"kind": "eval", "weights": "raw", **record})
+        self.arrays = dict(arrays or {})
+        kept = {"arrays": self._kept()} if self.arrays else {}
+        record = self._records.append({"kind": "eval", "weights": "raw", **record, **kept})
         prefix = "ema/" if record["weights"] == "ema" else ""
         self._curves.plot("eval", record["step"], dict(_numbers(record, prefix)))
         shown = {k: v for k, v in record.items() if k not in _NOT_CURVES}
@@ -141,12 +154,18 @@ class Reporter:
         weights = " with averaged weights" if record["weights"] == "ema" else ""
         where = self._place(record["step"])
         self.screen.note(f"{where}  evaluation{examples}{weights}: {_values(shown)}", "bold")
+        for name, text in self.arrays.items():
+            if text.dtype.kind == "U":
+                self.note(f"{name}: {text}")
         self._call(self._hooks.on_evaluation, "on_evaluation", record)
+        self._call_each(record)
 
     def summary(self, rows: Iterable[Sequence[Any]]) -> None:
         """Ends the bar, and prints the table that ends a run: (what, value) rows."""
         self.screen.close()
         self.screen.table("Summary", ("what", "value"), rows)
+        for title, columns, lines in tables(self.arrays):
+            self.screen.table(title, columns, lines)
 
     def trim(self, step: int, evaluated: bool = True) -> int:
         """Takes back what was logged after `step`, where a run starts; returns the lines dropped.
@@ -190,6 +209,14 @@ class Reporter:
                 "--data_residency=host decodes them once, where they fit the memory."
             )
 
+    def _kept(self) -> dict[str, Any]:
+        """The arrays as nested lists; of one that is too large for a record the screen is told once."""
+        for name in [n for n, a in self.arrays.items() if a.size > MOST and n not in self._told]:
+            self._told.add(name)
+            size = self.arrays[name].size
+            self.warn(f"{name} has {size:,} numbers and is not recorded: {MOST:,} are the most.")
+        return {name: array.tolist() for name, array in self.arrays.items() if array.size <= MOST}
+
     def _call(self, hook: Hook | None, name: str, record: dict[str, Any]) -> None:
         """A hook that fails is told of, and never ends the run."""
         if hook is None:
@@ -198,6 +225,11 @@ class Reporter:
             self._stop = hook(dict(record)) is STOP or self._stop
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
             self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {told(error)}")
+
+    def _call_each(self, record: dict[str, Any]) -> None:
+        for hook in self._hooks.on_record:
+            name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__name__', type(hook).__name__)}"
+            self._call(hook, f"--hook={name}", record)
 
     def _place(self, step: int) -> str:
         epochs = round(self.total_steps / self.steps_per_epoch, 1)

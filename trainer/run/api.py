@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from trainer.run import resume
 from trainer.run.assemble import Assembled, assemble, evaluation
 from trainer.run.build import evaluation_split, use_precision
 from trainer.run.planning import planned
+from trainer.run.predictions import Predictions, opened, split_of
 from trainer.run.start import initialise
 from trainer.run.surroundings import as_before
 from trainer.run.train import Live, train
@@ -150,7 +152,34 @@ class Run:
             program.stop.assign(False)
             phase = phase_at(made.parts.phases, int(program.state.step.numpy()))
             with explained(program, "the evaluation"):
-                return evaluate(program, program.evaluator(feed, phase.names), feed)
+                return evaluate(program, program.evaluator(feed, phase.names), feed).numbers
+
+    def predict(self, dataset: Any = None) -> dict[str, np.ndarray]:
+        """What the model gives for each example, in order: `{output: array [N, ...]}`.
+
+        The outputs are those of `serve(model, batch)` of the model module, or of the model itself, with the
+        weights as of `evaluate`; beside them stands what names the examples (`id`, `file`).
+
+        Args:
+          dataset: what `dataset` of the run may be; features that the outputs do not depend on, such as a
+            label, may be missing. None: the evaluation split of the run's own data.
+
+        Raises:
+          UserError: the data lack what the model needs.
+        """
+        with as_before():
+            made, _ = self._loaded()
+            own, config = made.split.source, made.config
+            source = own
+            if dataset is not None:
+                config = replace(config, dataset=dataset)
+                source = opened(config, own.spec())
+            split = split_of(config, made.built, source, named=dataset is None)
+            predictions = Predictions(config, made.built, split, own.spec())
+            predictions.check()
+            source.prepare()
+            parts = list(predictions.rows(predictions.feed()))
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; argument as of `evaluate`."""

@@ -19,9 +19,11 @@ from trainer.groups.partition import Partition, PerVariable, partition
 from trainer.groups.phases import Events
 from trainer.groups.rules import Owned, Rule, assign, parse_rules, select
 from trainer.model.module import guarded
-from trainer.run import build
+from trainer.model.outputs import Outputs
+from trainer.run import build, stopping
 from trainer.run.build import Built, Engine
 from trainer.run.start import match_source
+from trainer.run.stopping import Judge
 from trainer.training.gradients import Settings
 from trainer.training.program import Program
 from trainer.training.state import TrainState
@@ -42,6 +44,8 @@ class Assembled:
       residency: how training batches are drawn, one of `choice.WAYS`. Empty where the data are not
         prepared yet.
       starts: by variable name, the weight of `--init_from` that it starts from.
+      judge: of its evaluations, for `--stop_when`; it has seen nothing yet.
+      outputs: what the model says of a whole split; None where it has no `outputs`.
       criterion: what evaluations are compared by; None without `--keep_best`.
     """
 
@@ -53,6 +57,8 @@ class Assembled:
     residency: str
     starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     criterion: Criterion | None = None
+    outputs: Outputs | None = None
+    judge: Judge = dataclasses.field(default_factory=Judge)
 
     @property
     def total(self) -> int:
@@ -142,7 +148,8 @@ class Assembled:
             on_nonfinite=config.on_nonfinite,
             jit_compile=config.jit_compile,
         )
-        return Program(built.strategy, built.module, built.model, state, self.parts.schedules, settings)
+        parts = (built.module, built.model, state, self.parts.schedules, settings, self.outputs)
+        return Program(built.strategy, *parts)
 
     def training_feed(self) -> Feed:
         """Batches of one update's examples, in the order of the run's seed."""
@@ -179,20 +186,24 @@ def assemble(
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
     built, metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
-    criterion = _criterion(config, built, metrics)
+    outputs = build.check_outputs(config, built, split, metrics)
+    criterion = _criterion(config, built, metrics, outputs)
+    judge = stopping.judge(config.stop_when, *evaluated(metrics, outputs), built.module.better)
     clock = _clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
         for name in _PERIODS:
             duration(config, name, clock)
     factor, deep = _depths(config, built)
     per_variable = PerVariable({name: factor**depth for name, depth in deep.items()}, no_decay, deep)
+    judge.total = clock.total or 0
     parts = partition(owned, clock, built.strategy, per_variable, only_plan, built.variables)
     _check_no_decay(config, parts)
     if not only_plan:
         split.source.prepare()
+        build.check_room(outputs, build.evaluation_split(config, built, split.source), built)
     prepared = split.source.prepared
     drawn = residency(config.data_residency, split, built.share) if prepared else ""
-    return Assembled(config, built, split, parts, metrics, drawn, starts, criterion)
+    return Assembled(config, built, split, parts, metrics, drawn, starts, criterion, outputs, judge)
 
 
 def evaluation(config: Config, built: Built, split: Split) -> Feed:
@@ -201,12 +212,14 @@ def evaluation(config: Config, built: Built, split: Split) -> Feed:
     return evaluation_feed(way, split, built.share, config.batch_size)
 
 
-def evaluation_program(config: Config, built: Built, metrics: tuple[str, ...]) -> Program:
+def evaluation_program(
+    config: Config, built: Built, metrics: tuple[str, ...], outputs: Outputs | None = None
+) -> Program:
     """What evaluates the model's weights and cannot train them."""
     with built.strategy.scope():
         state = TrainState(built.variables, (), metrics, ema=False, loss_scale=False)
     settings = Settings(batch=config.batch_size, seed=config.seed)
-    return Program(built.strategy, built.module, built.model, state, {}, settings)
+    return Program(built.strategy, built.module, built.model, state, {}, settings, outputs)
 
 
 def duration(config: Config, name: str, clock: Clock) -> int:
@@ -228,17 +241,27 @@ def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
     return owned
 
 
-def _criterion(config: Config, built: Built, metrics: Sequence[str]) -> Criterion | None:
+def _criterion(
+    config: Config, built: Built, metrics: Sequence[str], outputs: Outputs | None
+) -> Criterion | None:
     """What `--keep_best` compares evaluations by; refuses one that no evaluation yields."""
-    names = ("loss", *metrics)
-    criteria.check_stated(built.module.better, names, f"--model={config.model_name}")
+    names, sure = evaluated(metrics, outputs)
+    better = built.module.better
+    if sure or not isinstance(better, Mapping):
+        criteria.check_stated(better, names, f"--model={config.model_name}")
     if not config.keep_best:
         return None
-    if criteria.split(config.keep_best)[0] not in names:
+    if sure and criteria.split(config.keep_best)[0] not in names:
         raise UserError(
             f"--keep_best={config.keep_best}: the model has no such metric. It has: {', '.join(names)}."
         )
-    return criteria.criterion(config.keep_best, built.module.better)
+    return criteria.criterion(config.keep_best, better)
+
+
+def evaluated(metrics: Sequence[str], outputs: Outputs | None) -> tuple[tuple[str, ...], bool]:
+    """Names of the numbers that an evaluation yields, and whether there can be no others."""
+    own = outputs.names if outputs else ()
+    return ("loss", *metrics, *(own or ())), own is not None
 
 
 def _clock(config: Config, built: Built, split: Split, only_plan: bool) -> Clock:

@@ -14,14 +14,17 @@ from trainer.data.padding import parse_pads
 from trainer.data.source import Source, Split
 from trainer.data.sources.python import from_object
 from trainer.devices.agreement import check_same
+from trainer.devices.memory import room
 from trainer.devices.strategy import Share, prepare, strategy_for
 from trainer.errors import UserError
 from trainer.flags.calls import Call, check_call
 from trainer.flags.config import Config
 from trainer.model import module as modules
+from trainer.model import outputs
 from trainer.model.checks import LossTrace, check_features, check_precision
 from trainer.model.module import ModelModule
 from trainer.model.names import ModelVariable, walk
+from trainer.model.outputs import Outputs
 
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
@@ -193,3 +196,32 @@ def check_model(
         )
     marked = (dataclasses.replace(v, assigned=v.name in found.assigned) for v in built.variables)
     return dataclasses.replace(built, variables=tuple(marked)), found.metrics
+
+
+def check_outputs(config: Config, built: Built, split: Split, metrics: tuple[str, ...]) -> Outputs | None:
+    """The model's `outputs` and `metrics`, traced on the data's shapes; None where it has none.
+
+    Raises:
+      UserError: as `outputs.check`.
+    """
+    batch = config.batch_size // built.share.replicas
+    with modules.naming(config.model_name):
+        return outputs.check(built.module, built.model, split.spec(), batch, metrics)
+
+
+def check_room(found: Outputs | None, split: Split | None, built: Built) -> None:
+    """Refuses rows of a whole evaluation split that would not fit into a quarter of the host's memory.
+
+    Raises:
+      UserError: with the numbers.
+    """
+    if found is None or split is None:
+        return
+    need, there = found.bytes * split.examples, room(("CPU:0",))
+    if need > there:
+        raise UserError(
+            f"--eval_split={split.name}: the model's outputs take {need / 2**20:,.0f} MiB "
+            f"({split.examples:,} examples of {found.bytes:,} bytes) and {there / 2**20:,.0f} MiB are to "
+            f"spare. Cut the split, such as --eval_split={split.name.partition('[')[0]}[:10%], or return "
+            "less from outputs."
+        )

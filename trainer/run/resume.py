@@ -45,8 +45,8 @@ class Resume:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.entry.step >= self.made.total and not self.unevaluated
+        """Whether nothing is left to do: its last step is done, or a condition of `--stop_when` ended it."""
+        return (self.entry.step >= self.made.total or bool(self.made.judge.ended)) and not self.unevaluated
 
     def restore(self, program: Program) -> list[str]:
         """Loads the checkpoint into a program's state; sentences on what could not come from it.
@@ -92,6 +92,7 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
     anew = frozenset(name for name, text in before.items() if name in owner and _another(text, owner[name]))
     counts = {name: n for name, n in _counts(entry).items() if name not in anew}
     parts = made.parts.cohorts(counts, made.built.strategy)
+    made.judge.restore(entry.meta.get("stopping"))
     return Resume(entry, replace(made, parts=parts), tuple(changed), anew)
 
 
@@ -199,6 +200,11 @@ def finished_note(resumed: Resume) -> str:
     ended = ""
     if isinstance(metrics, dict) and metrics:
         ended = f" It ended with {', '.join(f'{k} {shown_metric(k, v)}' for k, v in metrics.items())}."
+    if by := resumed.made.judge.ended:
+        return (
+            f"This run is finished: --stop_when={by!r} ended it at step {entry.step}, {entry.path}. Change "
+            f"the condition or lengthen --train_for to go on, or start afresh in another --workdir.{ended}"
+        )
     return (
         f"This run is finished: {entry.path} is its last step, {entry.step}. Lengthen --train_for to go on, "
         f"or start afresh in another --workdir.{ended}"

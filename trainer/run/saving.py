@@ -17,6 +17,7 @@ from trainer.errors import UserError
 from trainer.groups import plan
 from trainer.report.reporter import Reporter
 from trainer.run.assemble import Assembled
+from trainer.run.predictions import told
 from trainer.training.program import Program
 
 
@@ -88,9 +89,11 @@ class Checkpoints:
             "plan_hash": plan.digest(self.plan),
             "metrics": dict(metrics),
             "best_by": str(self.made.criterion or ""),
-            "finished": step == total,
+            "finished": step == total or bool(self.made.judge.ended),
+            "stopping": self.made.judge.recorded(),
             "flags": config.given(),
             "data": self.made.split.source.full_name,
+            "example": told(self.made.split.source.spec()),
             "replicas": self.program.replicas,
             "records": self.reporter.written,
             "versions": {

@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.checkpoints.lock import Lock
@@ -17,6 +17,7 @@ from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
 from trainer.report.screen import Screen
 from trainer.run import resume, saving
 from trainer.run.assemble import Assembled, assemble
+from trainer.run.hooks import load as load_hooks
 from trainer.run.resume import Resume
 from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
@@ -73,6 +74,7 @@ def train(
       BrokenPipeError: whoever read the output has gone; the state was saved where the run trained.
     """
     began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
+    hooks = replace(hooks, on_record=(*hooks.on_record, *load_hooks(config.hook)))
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
         if stop:
@@ -87,7 +89,10 @@ def train(
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and resumed.finished:
             reporter.note(resume.finished_note(resumed))
-            return Result(_metrics(resumed), resumed.made.total)
+            return Result(_metrics(resumed), resumed.entry.step, ended=resumed.made.judge.ended)
+        if made.judge.ended and not resumed:  # without a workdir, called again
+            step = int(live.program.state.step.numpy()) if live.program else 0
+            return Result(step=step, ended=made.judge.ended)
         begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop)
         plan = {key: json.dumps(value) for key, value in begun.made.plan().items()}
         agreement.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
@@ -108,6 +113,8 @@ def _reporter(
     chief = is_chief(made.built.strategy)
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
+    if not chief:
+        hooks = replace(hooks, on_record=())  # a tracker is to hear of a run once
     check = lock.check if lock else lambda: None
     reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
     for note in (made.built.engine, *made.notes):
@@ -159,6 +166,7 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         _save(begun, saved),
         evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
         save_evaluated=bool(made.config.keep_best),
+        judge=lambda numbers: made.judge.judge(numbers, program.strategy),
     )
     # From here on no refusal is left, and the files of the run may change.
     start = begun.resumed.entry.step if begun.resumed else 0
@@ -173,6 +181,9 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         begun.stop.request = lambda: program.stop.assign(True)
     _check_workers(program, "start values", "All must read the same --workdir and the same --init_from.")
     result = _run(loop, saved if begun.chief else None, start)
+    if result.stopped:
+        by = agreement.from_first(program.strategy, lambda: "a hook" if reporter.stop else "a signal")
+        result.hooked = by == "a hook"
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     return result
@@ -223,6 +234,7 @@ def _summary(
     rows += [(f"final {name}", resume.shown_metric(name, value)) for name, value in result.metrics.items()]
     rows += [
         ("steps", f"{result.step} of {made.total}"),
+        *([("ended by", f"--stop_when={result.ended!r}")] if result.ended else []),
         ("steps per second", f"{rate:.1f}"),
         ("examples per second", f"{rate * made.parts.clock.batch:,.0f}"),
         ("training time", f"{result.training_seconds:.1f} s"),

@@ -40,6 +40,8 @@ class Result:
       seconds: from the loop's start to its end.
       training_seconds: of these, in training steps; the rest are evaluations and checkpoints.
       stopped: whether a signal or a hook ended the run before its last step.
+      hooked: whether it was a hook.
+      ended: the condition of `--stop_when` that ended the run; empty where none did.
 
     Example:
       >>> import numpy as np, trainer
@@ -59,6 +61,13 @@ class Result:
     seconds: float = 0.0
     training_seconds: float = 0.0
     stopped: bool = False
+    hooked: bool = False
+    ended: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run ends here, by whatever."""
+        return self.stopped or bool(self.ended)
 
 
 @dataclass
@@ -75,6 +84,7 @@ class Loop:
       save: writes a checkpoint of this step with the metrics of an evaluation at it; None for none.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
+      judge: says of the results of an evaluation by which condition they end the run, or "".
     """
 
     program: Program
@@ -86,6 +96,7 @@ class Loop:
     save: Callable[[int, dict[str, float]], None] | None
     evaluate_first: bool = False
     save_evaluated: bool = False
+    judge: Callable[[dict[str, float]], str] | None = None
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
@@ -115,7 +126,7 @@ class Loop:
                 if result.metrics:  # beside the checkpoint of this step that has none
                     self._save(result)
             for phase in self.phases:
-                if phase.stop > result.step and not result.stopped:
+                if phase.stop > result.step and not result.over:
                     self._train(phase, result)
         except KeyboardInterrupt:
             result.step, result.metrics = self._step(), {}
@@ -135,7 +146,7 @@ class Loop:
         self.reporter.note(f"Compiling steps {result.step} to {phase.stop} ({names}): this may take a while.")
         train = self.program.trainer(phase, self.feed)
         self._pace = 0.0
-        while result.step < phase.stop and not result.stopped:
+        while result.step < phase.stop and not result.over:
             before = result.step
             self._call(train, phase, result)
             if self.program.halted.numpy():
@@ -147,7 +158,7 @@ class Loop:
             result.stopped = bool(self.program.stopped.numpy())
             self._visit(phase, result)
             best = self.save_evaluated and bool(result.metrics)
-            if self.events.due(self.events.save, result.step) or best or result.stopped:
+            if self.events.due(self.events.save, result.step) or best or result.over:
                 self._save(result)
 
     def _step(self) -> int:
@@ -169,6 +180,8 @@ class Loop:
         result.metrics = self.evaluate(phase) if self.evaluate else {}
         self._evaluating = False
         result.stopped = bool(self.program.stopped.numpy())
+        if self.judge and result.metrics:
+            result.ended = self.judge(result.metrics)
         self._heed_hooks(result)
 
     def _heed_hooks(self, result: Result) -> None:

@@ -6,6 +6,7 @@ apply half (`updates.py`), which a non-finite step skips, each group's Keras opt
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -16,9 +17,11 @@ from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
 from trainer.model.graphs import for_effect
 from trainer.model.module import ModelModule
+from trainer.model.outputs import Outputs
 from trainer.training import window
 from trainer.training.forward import Forward
 from trainer.training.gradients import Gradients, Settings, StepResult, staged
+from trainer.training.split_metrics import Rows
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
 
@@ -33,6 +36,7 @@ class Program:
       state: made in the strategy's scope.
       schedules: `{group name: schedule}`, each of the step relative to the group's start.
       settings: see there.
+      outputs: of the model module; None where it has none.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Program:
         state: TrainState,
         schedules: Mapping[str, Schedule],
         settings: Settings,
+        outputs: Outputs | None = None,
     ) -> None:
         self.strategy = strategy
+        self.outputs = replace(outputs, function=staged(outputs.function)) if outputs else None
         self.model = model
         self.state = state
         self.schedules = schedules
@@ -96,8 +102,10 @@ class Program:
 
     def evaluator(
         self, feed: Feed, active: frozenset[str] | None = None
-    ) -> Callable[[Any, tf.Tensor], tf.Tensor]:
-        """The compiled evaluation: `(chunk, n) -> window` float64 of the first n batches together.
+    ) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
+        """The compiled evaluation: `(chunk, n) -> (window float64, {output: [n, batch, ...]})` of n batches.
+
+        The second is empty where the model module has no `outputs`.
 
         What is random in it starts from the seed and the position of the first example of a replica's
         share: no two batches repeat, and another batch size draws others.
@@ -107,20 +115,23 @@ class Program:
           active: names of the weights that train at this step: the regularisers of others count for
             nothing, as in training. None for all that the model does not declare frozen.
         """
-        forward = Forward(self.gradient_half, feed, active)
+        forward = Forward(self.gradient_half, feed, active, self.outputs)
+        rows = Rows(self.strategy, self.outputs.specs if self.outputs else {})
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
-        def evaluate(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            def batch(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                sums, before = self.strategy.run(forward.sums, args=(feed.draw(chunk, i), i))
+        def evaluate(chunk: Any, n: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+            def batch(i: tf.Tensor, total: tf.Tensor, kept: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+                sums, given, before = self.strategy.run(forward.share, args=(feed.draw(chunk, i), i))
                 self.apply_half.assign(before)
-                return i + 1, total + tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+                total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+                return i + 1, total, rows.write(kept, i, given)
 
             zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
-            start = (tf.constant(0), zero)
-            _, total = tf.while_loop(lambda i, total: tf.logical_and(total[-1] <= 0, i < n), batch, start)
+            start = (tf.constant(0), zero, rows.start(n))
+            more = lambda i, total, _: tf.logical_and(total[-1] <= 0, i < n)  # noqa: E731
+            _, total, kept = tf.while_loop(more, batch, start)
             self.stopped.assign(total[-1] > 0)
-            return total[:-1]
+            return total[:-1], rows.stack(kept)
 
         return evaluate
 
