@@ -38,6 +38,10 @@ class ArrayFeed:
         return -(-self.examples // self.batch)
 
     @property
+    def waited(self) -> float:
+        return 0.0
+
+    @property
     def spec(self) -> tf.TensorSpec:
         return tf.TensorSpec([None, self.batch], tf.int32)
 

@@ -33,6 +33,10 @@ class Feed(Protocol):
         """Batches of one evaluation; None in training, which has no end."""
 
     @property
+    def waited(self) -> float:
+        """Seconds that steps have waited for their batch inside the compiled loop, so far."""
+
+    @property
     def spec(self) -> Any:
         """Type of a chunk of any length, for the signature of the compiled function."""
 

@@ -33,6 +33,12 @@ class Streaming:
     accumulate: int = 1
     _iterator: Any = None
     _position: int = -1
+    _waited: tf.Variable = dataclasses.field(default_factory=lambda: _clock())
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent in `get_next` so far."""
+        return float(self._waited.numpy())
 
     @property
     def spec(self) -> tf.data.IteratorSpec:
@@ -50,7 +56,13 @@ class Streaming:
     def draw(self, chunk: Any, i: tf.Tensor) -> dict[str, Any]:
         """The next batch, on the host: [batch, ...], with several workers this one's rows of it."""
         del i
-        return chunk.get_next()
+        with tf.device("CPU:0"):
+            began = tf.timestamp()
+            with tf.control_dependencies([began]):
+                batch = chunk.get_next()
+            with tf.control_dependencies(tf.nest.flatten(batch)):
+                self._waited.assign_add(tf.timestamp() - began)
+        return batch
 
     def take(self, drawn: dict[str, Any], part: int | tf.Tensor, parts: int) -> dict[str, Any]:
         """Cuts this part out on the host, so that no device is sent more than its rows."""
@@ -61,6 +73,11 @@ class Streaming:
             parts //= workers
         with tf.device("CPU:0"):
             return tf.nest.map_structure(lambda value: part_of(value, part, parts), drawn)
+
+
+def _clock() -> tf.Variable:
+    with tf.device("CPU:0"):
+        return tf.Variable(tf.zeros([], tf.float64), trainable=False)
 
 
 def streaming(split: Split, share: Share, batch: int, seed: int | None) -> Streaming:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
+from trainer.flags.span import span
 
 MODES = (
     "train",
@@ -17,6 +18,8 @@ MODES = (
     "export",
     "verify_resume",
     "verify_distribution",
+    "lr_find",
+    "report",
 )
 
 # Flags that only these modes heed.
@@ -27,11 +30,18 @@ _MODES_OF = {
     "weights": ("evaluate", "export"),
     "verify_steps": ("verify_resume", "verify_distribution"),
     "accept_plan_change": ("train", "plan"),
+    "report_to": ("train", "report", "lr_find"),
+    "runs": ("report",),
+    "histograms": ("train",),
+    "profile": ("train",),
+    "show_groups": ("train",),
 }
 _INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt")
 # Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).
 _OF_NO_USE = (
     *((name, "init_from", "", "Give --init_from=PATH") for name in (*_INIT_RULES, "init_weights")),
+    ("histograms", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
+    ("profile", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
     ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
     ("eval_every", "eval_split", "none", "Name an --eval_split"),
 )
@@ -140,10 +150,17 @@ class Config:
     keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
     keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`.")
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
+    report_to: str = _flag(
+        _LEFT, "", "File of the report; report.html in the workdir if empty, `none` for none."
+    )
+    histograms: bool = _flag(_LEFT, False, "Histograms of the trained weights for TensorBoard.")
+    profile: str = _flag(_LEFT, "", "Steps to profile for TensorBoard, first:last: `100:120`.")
+    show_groups: bool = _flag(_LEFT, False, "A live table of the groups under the progress bar.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
     checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
     weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
+    runs: Sequence[str] = _flag(_MORE, [], "For report: working directories to compare; repeats.")
     verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 
     def __post_init__(self) -> None:
@@ -193,6 +210,7 @@ class Config:
             ("virtual_devices", 0, 64),
             ("verify_steps", 2, 1000),
         )
+        span(self.profile, "--profile")
         self._check_use()
         for name, least, most in bounds:
             if not least <= getattr(self, name) <= most:

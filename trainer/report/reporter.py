@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from trainer.report import summaries
 from trainer.report.curves import Curves
 from trainer.report.records import Records
 from trainer.report.screen import Screen
 from trainer.text import cell
 
 _NOT_CURVES = {"kind", "step", "epoch", "weights", "examples"}
+_NOT_SHOWN = {*_NOT_CURVES, "input_wait", "loss_scale"}
 
 
 class _Stop:
@@ -108,9 +110,9 @@ class Reporter:
     def log(self, record: Mapping[str, Any]) -> None:
         """A log point of training: `{"step", "loss", metrics, "learning_rate": {group: rate}, ...}`."""
         record = self._records.append({"kind": "train", **record})
-        self._curves.plot("train", record["step"], dict(_numbers(record, "")))
+        self._curves.plot("train", record["step"], dict(_numbers(record)))
         if not self.screen.terminal:
-            shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_CURVES}
+            shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_SHOWN}
             rates = record.get("learning_rate")
             text = f"  rates: {_values(rates)}" if rates else ""
             self.note(f"{self._place(record['step'])}  {_values(shown)}{text}")
@@ -119,14 +121,31 @@ class Reporter:
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """The result of an evaluation; `weights` says "raw" (if absent) or "ema"."""
         record = self._records.append({"kind": "eval", "weights": "raw", **record})
-        prefix = "ema/" if record["weights"] == "ema" else ""
-        self._curves.plot("eval", record["step"], dict(_numbers(record, prefix)))
+        # Runs of TensorBoard, whose curves of one tag are on one chart: training, evaluation, of averages.
+        run = "eval" if record["weights"] == "raw" else f"eval_{record['weights']}"
+        self._curves.plot(run, record["step"], dict(_numbers(record)))
         shown = {k: v for k, v in record.items() if k not in _NOT_CURVES}
         examples = f" of {record['examples']:,} examples" if "examples" in record else ""
         weights = " with averaged weights" if record["weights"] == "ema" else ""
         where = self._place(record["step"])
         self.screen.note(f"{where}  evaluation{examples}{weights}: {_values(shown)}", "bold")
         self._call(self._hooks.on_evaluation, "on_evaluation", record)
+
+    def describe(self, step: int, texts: Mapping[str, str], flags: Mapping[str, Any]) -> None:
+        """For TensorBoard: pages of Markdown by name, and the flags of the run."""
+        if not self._curves.kept:
+            return
+        for name, markdown in texts.items():
+            self._curves.add("", step, summaries.text(name, markdown))
+        self._curves.add("", step, summaries.hparams(flags))
+
+    def histograms(self, step: int, arrays: Mapping[str, Any]) -> None:
+        """For TensorBoard: how the values of each array are spread."""
+        self._curves.add("train", step, summaries.histograms(arrays))
+
+    def image(self, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
+        """For TensorBoard: a picture, `size` its width and height in pixels."""
+        self._curves.add("eval", step, summaries.image(name, png, size))
 
     def summary(self, rows: Iterable[Sequence[Any]]) -> None:
         """Ends the bar, and prints the table that ends a run: (what, value) rows."""
@@ -174,13 +193,13 @@ class Reporter:
         return f"epoch {step / self.steps_per_epoch:.2f}/{epochs:g}  step {step}/{self.total_steps}"
 
 
-def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, number) of all in a record that makes a curve."""
     for name, value in record.items():
         parts = value if isinstance(value, Mapping) else {"": value}
         for part, number in parts.items():
             if name not in _NOT_CURVES and isinstance(number, int | float):
-                yield (f"{prefix}{name}/{part}" if part else prefix + name), float(number)
+                yield (f"{name}/{part}" if part else name), float(number)
 
 
 def _values(values: Mapping[str, Any]) -> str:

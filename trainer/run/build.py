@@ -26,7 +26,7 @@ from trainer.model.names import ModelVariable, walk
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
 # Paths, which workers may have at other places; what lies there is compared.
-OF_THE_MACHINE = ("data_dir", "manual_dir", "init_from", "workdir", "plan_out", "export_to")
+OF_THE_MACHINE = ("data_dir", "manual_dir", "init_from", "workdir", "plan_out", "export_to", "report_to")
 
 
 @dataclasses.dataclass(frozen=True)

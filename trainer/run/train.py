@@ -1,27 +1,33 @@
 """A run from its start, or from where it was, to its end: what `--mode=train` and `Run.train` share."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints.lock import Lock
 from trainer.devices import agreement
 from trainer.devices.strategy import is_chief
+from trainer.errors import UserError
 from trainer.flags.config import Config
+from trainer.flags.span import span
 from trainer.groups import plan as plans
 from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
 from trainer.report.screen import Screen
-from trainer.run import resume, saving
+from trainer.run import ending, resume, saving
 from trainer.run.assemble import Assembled, assemble
+from trainer.run.environment import environment
 from trainer.run.resume import Resume
 from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
 from trainer.signals import Stop
 from trainer.training.evaluation import evaluator
 from trainer.training.loop import Loop, Result
+from trainer.training.profile import Profile
 from trainer.training.program import Program
 
 
@@ -42,6 +48,7 @@ class _Begun:
     workdir: Workdir | None
     reporter: Reporter
     stop: Stop | None
+    profile: Profile
 
     @property
     def chief(self) -> bool:
@@ -71,6 +78,7 @@ def train(
     began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
+        steps = _profiled(made)
         if stop:
             stop.catch()
         strategy = made.built.strategy
@@ -84,7 +92,9 @@ def train(
         if resumed and resumed.finished:
             reporter.note(resume.finished_note(resumed))
             return Result(_metrics(resumed), resumed.made.total)
-        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop)
+        directory = workdir.path / "tensorboard" / "train" if workdir else Path()
+        profile = Profile(steps, directory, reporter.warn)
+        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop, profile)
         plan = {key: json.dumps(value) for key, value in begun.made.plan().items()}
         agreement.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
         sources: dict[str, str] = {}
@@ -139,19 +149,22 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     loop = Loop(
         program,
         made.parts.phases,
-        made.events,
+        dataclasses.replace(made.events, marks=begun.profile.marks),
         made.training_feed(),
         reporter,
         evaluator(examples, program, reporter, weights) if examples else None,
         _save(begun, saved),
         evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
         save_evaluated=bool(made.config.keep_best),
+        profile=begun.profile,
+        histograms=made.config.histograms,
     )
     # From here on no refusal is left, and the files of the run may change.
     reporter.trim(begun.resumed.entry.step if begun.resumed else 0, evaluated=not loop.evaluate_first)
     show_plan(reporter.screen, plan)
     if workdir and begun.chief:
-        workdir.record(plan, made.config)
+        workdir.record(plan, made.config, environment(made))
+        ending.describe(reporter, workdir, plan, made.config, int(program.state.step.numpy()))
     program.stop.assign(False)
     if begun.stop:
         begun.stop.request = lambda: program.stop.assign(True)
@@ -159,7 +172,21 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     result = loop.run()
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
+    if workdir and begun.chief:
+        report = ending.write_report(made.config, workdir, reporter, result.step)
+        next_rows = ending.where_next(made.config, workdir, result, report)
+        reporter.screen.table("Next", ("what", "where or how"), next_rows)
     return result
+
+
+def _profiled(made: Assembled) -> tuple[int, int] | None:
+    """The steps of `--profile`."""
+    steps = span(made.config.profile, "--profile")
+    if steps and steps[1] > made.total:
+        raise UserError(
+            f"--profile={made.config.profile}: the run has {made.total} steps. Name some of them."
+        )
+    return steps
 
 
 def _save(begun: _Begun, saved: saving.Checkpoints | None) -> Callable[[int, dict[str, float]], None] | None:

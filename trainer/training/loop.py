@@ -18,6 +18,8 @@ from trainer.errors import UserError, listing
 from trainer.groups.phases import Events, Phase
 from trainer.report.reporter import Reporter
 from trainer.training import window
+from trainer.training.norms import Norms
+from trainer.training.profile import Profile
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -72,6 +74,8 @@ class Loop:
       save: writes a checkpoint of this step with the metrics of an evaluation at it; None for none.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
+      profile: of some of the steps.
+      histograms: whether to report the trained weights at each log point.
     """
 
     program: Program
@@ -83,8 +87,11 @@ class Loop:
     save: Callable[[int, dict[str, float]], None] | None
     evaluate_first: bool = False
     save_evaluated: bool = False
+    profile: Profile = field(default_factory=Profile)
+    histograms: bool = False
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
+    _waited: float = 0.0  # seconds for input, since then
     _skipped: int = 0
     _saved: int = 0
 
@@ -99,6 +106,7 @@ class Loop:
         first = self._saved = result.step
         self._logged = (first, 0.0)
         self._skipped = int(self.program.state.skipped.numpy())
+        self._norms = Norms(self.program.gradient_norms)
         try:
             if self.evaluate_first and self.evaluate:
                 self._evaluate(result)
@@ -111,6 +119,8 @@ class Loop:
             result.step, result.metrics = self._step(), {}
             self._save_last(result)
             raise
+        finally:
+            self.profile.close()
         self._save_last(result)
         result.steps, result.seconds = result.step - first, time.perf_counter() - began
         return result
@@ -121,6 +131,7 @@ class Loop:
         self._pace = 0.0
         while result.step < phase.stop and not result.stopped:
             before = result.step
+            self.profile.at(before)
             self._call(train, phase, result)
             if self.program.halted.numpy():
                 self._report_skipped()
@@ -167,12 +178,30 @@ class Loop:
             most = TOGETHER
         n = min(self.events.next(step, phase) - step, most)
         began = time.perf_counter()
-        done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+        done = self._steps(train, phase, step, n)
         seconds = time.perf_counter() - began
         # The first call compiles as well, so that its pace says nothing but that a step can be had.
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
+
+    def _steps(self, train: Any, phase: Phase, step: int, n: int) -> int:
+        """`n` steps from `step` on, the one that ends at a log point apart, to be measured; how many were done."""
+        if not self.events.due(self.events.log, step + n):
+            return self._run(train, step, n)
+        done = self._run(train, step, n - 1) if n > 1 else 0
+        if done < n - 1 or self.program.stopped.numpy():
+            return done
+        return done + self._norms.measured(phase, lambda: self._run(train, step + done, 1))
+
+    def _run(self, train: Any, step: int, n: int) -> int:
+        """A call of the compiled loop; how many steps it did."""
+        began, before = time.perf_counter(), self.feed.waited
+        chunk = self.feed.chunk(step, n)
+        self._waited += time.perf_counter() - began
+        done = int(train(chunk, tf.constant(n)).numpy())
+        self._waited += self.feed.waited - before
+        return done
 
     def _visit(self, phase: Phase, result: Result) -> None:
         """Reports where the run stands, and evaluates where that is due."""
@@ -181,8 +210,9 @@ class Loop:
         self._report_skipped()
         self.reporter.progress(step, means["loss"], _without_loss(means), rate)
         if self.events.due(self.events.log, step):
-            self._log(step, phase, means, rate)
-            self._logged = (step, result.training_seconds)
+            wait = self._waited / max(result.training_seconds - self._logged[1], 1e-9)
+            self._log(step, phase, means, {"examples_per_second": rate, "input_wait": min(wait, 1.0)})
+            self._logged, self._waited = (step, result.training_seconds), 0.0
             self._heed_hooks(result)
         result.metrics = {}
         if self.evaluate and not result.stopped and self.events.due(self.events.evaluate, step):
@@ -197,7 +227,7 @@ class Loop:
         """Mean loss and metrics over the open window."""
         return window.means(self.program.state.sums.numpy(), self.program.state.metrics)
 
-    def _log(self, step: int, phase: Phase, values: dict[str, float], rate: float) -> None:
+    def _log(self, step: int, phase: Phase, values: dict[str, float], timings: dict[str, float]) -> None:
         state = self.program.state
         last = tf.constant(step - 1, tf.int64)
         rates = {g.name: float(self.program.schedules[g.name](last - g.start)) for g in phase.active}
@@ -208,10 +238,15 @@ class Loop:
                 "epoch": step / self.reporter.steps_per_epoch,
                 **values,
                 "learning_rate": rates,
-                "examples_per_second": rate,
+                **self._norms.taken(),
+                **timings,
                 "skipped_steps": int(state.skipped.numpy()),
+                **({"loss_scale": float(state.scale.numpy())} if state.scale is not None else {}),
             }
         )
+        if self.histograms:
+            weights = [v for v in state.variables if v.name in phase.names]
+            self.reporter.histograms(step, {v.name: v.value.numpy() for v in weights})
         state.sums.assign(tf.zeros_like(state.sums.read_value()))
 
     def _report_skipped(self) -> None:

@@ -19,6 +19,7 @@ from trainer.model.module import ModelModule
 from trainer.model.names import ModelVariable
 from trainer.training import window
 from trainer.training.gradients import Gradients, Settings, StepResult, regularization, staged
+from trainer.training.norms import GradientNorms
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
 
@@ -57,6 +58,7 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
+        self.gradient_norms = GradientNorms([o.group for o in state.optimizers])
         self.gradient_half = Gradients(
             staged(module.loss),
             staged(module.preprocess) if module.preprocess else None,
@@ -157,6 +159,8 @@ class Program:
         parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(active, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
+        names = [v.name for v in active]
+        self.gradient_norms.see(phase, dict(zip(names, (local(g)[0] for g in result.gradients), strict=True)))
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
             tf.cond(local(result.finite)[0], apply, lambda: self.apply_half.skip(result))
