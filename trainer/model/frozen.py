@@ -32,6 +32,17 @@ class FrozenLayers:
                 folder = own.rpartition("/")[0].rpartition("/")[0]
                 names.update(n for n in trainable if folder and n.startswith(folder + "/"))
 
+    @property
+    def now(self) -> frozenset[int]:
+        """Which layers are frozen at present, for `set`."""
+        return frozenset(self._frozen)
+
+    def set(self, frozen: frozenset[int]) -> None:
+        """Freezes just these layers, as `now` gave them."""
+        for key, (layer, _) in self._leaves.items():
+            layer._trainable = key not in frozen
+        self._frozen = {key: layer for key, (layer, _) in self._leaves.items() if key in frozen}
+
     def enter(self, active: frozenset[str]) -> None:
         """Freezes the layers none of whose variables is in `active`, and lets go of the others."""
         for key, (layer, names) in self._leaves.items():

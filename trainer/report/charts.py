@@ -107,6 +107,8 @@ class Curves:
             axes.axvspan(first, last, color=colours["band"], linewidth=0, zorder=0)
         for index, (label, series) in enumerate(self.series.items()):
             steps, values = thinned(series)
+            if not steps:  # keeps its colour for other charts
+                continue
             dots = "o" if label in self.points or len(steps) == 1 else None
             axes.plot(
                 steps,
@@ -148,7 +150,7 @@ class Timeline:
     def __call__(self, axes: Any, colours: Mapping[str, str]) -> None:
         """Draws it."""
         for index, name in enumerate(self.groups):
-            bars = [(first, last - first) for first, last, active in self.phases if name in active]
+            bars = [(first, last - first) for first, last in _joined(self.phases, name)]
             colour = colours[_SERIES[index % len(_SERIES)]]
             axes.broken_barh(bars, (index - 0.35, 0.7), facecolors=colour, linewidth=0)
         axes.set_yticks(range(len(self.groups)), [_short(name, 24) for name in self.groups])
@@ -276,6 +278,15 @@ def _step_axis(axes: Any, values: bool = True) -> None:
     axes.xaxis.get_major_locator().set_params(nbins=6, integer=True)
     if values:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _joined(phases: Sequence[tuple[int, int, Sequence[str]]], name: str) -> list[tuple[int, int]]:
+    """The times in which a group trains, those that touch as one."""
+    times: list[tuple[int, int]] = []
+    for first, last in ((first, last) for first, last, active in phases if name in active):
+        joins = bool(times) and times[-1][1] == first
+        times = [*times[:-1], (times[-1][0], last)] if joins else [*times, (first, last)]
+    return times
 
 
 def _number(value: float) -> str:

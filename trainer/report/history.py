@@ -111,8 +111,9 @@ class History:
         return [step for step, _ in found], [float(value) for _, value in found]
 
     def by_group(self, name: str) -> dict[str, Series]:
-        """The same of each group, for a number that is logged by group."""
-        curves: dict[str, Series] = {}
+        """The same of each group, in the plan's order, for a number that is logged by group."""
+        groups = self.plan.get("groups")
+        curves: dict[str, Series] = {name: ([], []) for name in groups} if isinstance(groups, dict) else {}
         for record in self.train:
             values = record.get(name)
             for group, value in values.items() if isinstance(values, dict) else ():

@@ -10,15 +10,15 @@ METRICS = 12  # charts of metrics, at most
 
 _BY_GROUP = {
     "learning_rate": "Learning rate by group",
-    "update_ratio": "Size of an update over that of the weights, by group",
+    "update_ratio": "Norm of an update over that of the weights",
     "gradient_norm": "Norm of the gradient by group",
     "weight_norm": "Norm of the weights by group",
 }
 _OF_THE_RUN = {
     "examples_per_second": "Examples per second",
-    "input_wait": "Share of the training time spent waiting for input",
+    "input_wait": "Share of the time spent waiting for input",
     "loss_scale": "Loss scale",
-    "skipped_steps": "Steps skipped because they were not finite, so far",
+    "skipped_steps": "Non-finite steps passed over so far",
 }
 
 
@@ -38,7 +38,8 @@ def _of_run(history: History) -> Iterator[Chart]:
         dotted = frozenset(label for label in series if label != "training")
         yield Chart(f"metric{index}", name, Curves(_filled(series), phases, dotted))
     for name, title in _BY_GROUP.items():
-        if series := history.by_group(name):
+        series = history.by_group(name)
+        if any(steps for steps, _ in series.values()):
             yield Chart(name, title, Curves(series, phases))
     for name, title in _OF_THE_RUN.items():
         steps, values = history.curve(name)
