@@ -1,7 +1,7 @@
-"""What the norms by group cost: training with them at every 100th step against training without, in turns.
+"""What the norms by group cost: training with them at every 100th step against training without.
 
-`python -m benchmarks.norms [--rounds N] [--only cnn]`, on a machine that does nothing else. Eight groups, guarded
-as by default; the loop's own work at a log point (the record, the event files) is in neither side.
+`python -m benchmarks.norms [--rounds N] [--only cnn]`, on a machine that does nothing else. Eight
+groups, guarded as by default; the loop's own work at a log point (the record, the event files) is in neither side.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.throughput import RATE, WORK, data, loss, parts, tf
-
 import keras
+
 import trainer
+from benchmarks.throughput import RATE, WORK, data, loss, parts, tf
 from trainer.flags.config import Config
 from trainer.run.assemble import assemble
 from trainer.training.norms import Norms

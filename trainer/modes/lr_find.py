@@ -1,4 +1,4 @@
-"""`--mode=lr_find`: which learning rate each group bears, tried on the first steps; trains nothing for good."""
+"""`--mode=lr_find`: which learning rate each group bears, tried on its first steps."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.report import charts
 from trainer.report.charts import Chart
+from trainer.report.drawings import Swept
 from trainer.report.plain_chart import plain_chart
 from trainer.report.screen import Screen
 from trainer.run.api import Run
@@ -55,7 +56,9 @@ def _show(test: RangeTest, screen: Screen) -> None:
         return
     screen.note(f"S  steepest descent   {test.steepest:.2g}\nT  minimum over ten   {test.tenth:.2g}")
     if test.line is None:
-        screen.note("The schedule has no single rate to put it into: scale its rates so that this is the highest.")
+        screen.note(
+            "The schedule has no single rate to put it into: scale its rates so that this is the highest."
+        )
 
 
 def _place(config: Config) -> Path | None:
@@ -71,7 +74,7 @@ def _write(tests: list[RangeTest], to: Path) -> list[Path]:
     for test in tests:
         marks = {"steepest descent": test.steepest, "minimum over ten": test.tenth}
         given = {label: rate for label, rate in marks.items() if rate is not None}
-        curve = charts.RangeTest(test.rates, test.change, given)
+        curve = Swept(test.rates, test.change, given)
         pictures.append(Chart(test.group, f"{test.group}: range test of the learning rate", curve))
     to.parent.mkdir(parents=True, exist_ok=True)
     written = []

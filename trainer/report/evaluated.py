@@ -113,7 +113,9 @@ class Evaluated:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files if name in cls.__dataclass_fields__}
             classes = tuple(str(name)[:80] for name in found.pop("classes"))
-            read = cls(classes=classes, images=found.pop("images", None), step=int(found.pop("step")), **found)
+            read = cls(
+                classes=classes, images=found.pop("images", None), step=int(found.pop("step")), **found
+            )
             return read if read._is_sound() else None
         except Exception:  # zipfile and NumPy raise what they like on damaged bytes
             return None

@@ -17,6 +17,7 @@ import numpy as np
 from trainer.report import charts
 from trainer.report.charts import Chart
 from trainer.report.compare import Comparison
+from trainer.report.document import document
 from trainer.report.evaluated import Evaluated
 from trainer.report.history import History
 from trainer.report.pictures import of_run, of_runs
@@ -24,28 +25,6 @@ from trainer.text import cell
 
 NAME = "report.html"  # in the working directory
 LIMIT = 400  # rows of a table; a page is to stay small
-
-_STYLE = """
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:76rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--fg);
-background:var(--bg)}
-h1{font-size:1.5rem;margin:.2rem 0;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:2rem 0 .6rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1rem 1.5rem}
-figure{margin:0;break-inside:avoid}figcaption{font-weight:600;font-size:.9rem}svg{display:block;width:100%}
-.tiles{display:flex;flex-wrap:wrap;gap:.6rem 1.8rem;margin:.8rem 0}
-.tiles div{font-size:.85rem}.tiles b{display:block;font-size:1.25rem;font-weight:600}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}
-th,td{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
-th,.many td{white-space:nowrap}td{overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-pre{background:var(--band);padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
-details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}
-.images{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr));gap:.8rem}
-.images img{width:100%;image-rendering:pixelated;background:var(--band)}.images figcaption{font-weight:400;
-font-size:.75rem;overflow-wrap:anywhere}
-.key{display:inline-block;width:1.6em;border-top:3px solid;vertical-align:middle;margin-right:.4em}
-@media print{body{max-width:none;padding:0;font-size:12px}h2{break-after:avoid}
-.charts{grid-template-columns:1fr 1fr}tr{break-inside:avoid}.wide{overflow:visible}}
-"""
 
 
 def write(history: History, to: Path, png: bool = False) -> list[Path]:
@@ -55,11 +34,13 @@ def write(history: History, to: Path, png: bool = False) -> list[Path]:
       OSError: it cannot be written.
     """
     pictures = of_run(history)
-    return _write(to, _page(history.path.name, _run(history, charts.svgs(pictures))), pictures if png else ())
+    return _write(
+        to, document(history.path.name, _run(history, charts.svgs(pictures))), pictures if png else ()
+    )
 
 
 def images(history: History) -> list[tuple[str, bytes, tuple[int, int]]]:
-    """(name, PNG, (width, height)) of what TensorBoard is to show: the confusion matrix, the worst examples."""
+    """(name, PNG, (width, height)) for TensorBoard: the confusion matrix, the worst examples."""
     from PIL import Image  # comes with matplotlib
 
     kept = history.evaluated
@@ -86,7 +67,7 @@ def write_comparison(comparison: Comparison, to: Path, png: bool = False) -> lis
     pictures = of_runs(comparison)
     title = f"{len(comparison.runs)} runs compared"
     body = _comparison(comparison, charts.svgs(pictures))
-    return _write(to, _page(title, body), pictures if png else ())
+    return _write(to, document(title, body), pictures if png else ())
 
 
 def _write(to: Path, text: str, pictures: Sequence[Chart]) -> list[Path]:
@@ -98,29 +79,6 @@ def _write(to: Path, text: str, pictures: Sequence[Chart]) -> list[Path]:
         aside.write_bytes(data)
         aside.replace(path)
     return list(files)
-
-
-def _page(title: str, body: str) -> str:
-    """The whole document."""
-    light = {"bg": "#ffffff"} | {name: pair[0] for name, pair in charts.COLOURS.items()}
-    dark = {"bg": "#14181d"} | {name: pair[1] for name, pair in charts.COLOURS.items()}
-    colours = (
-        f":root{{color-scheme:light dark;{_variables(light)}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables(dark)}}}}}"
-    )
-    # Whatever may have come in with the data, a browser runs and fetches nothing.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{colours}{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _variables(colours: Mapping[str, str]) -> str:
-    return ";".join(f"--{name}:{colour}" for name, colour in colours.items())
 
 
 def _run(history: History, drawn: Mapping[str, str]) -> str:
@@ -168,7 +126,9 @@ def _groups(history: History) -> str:
             until = history.total if group.get("stop") is None else group["stop"]
             own = group.get("variables")
             count = len(own) if isinstance(own, list) else 0
-            rows.append((name, group.get("optimizer"), group.get("schedule"), group.get("start"), until, count))
+            rows.append(
+                (name, group.get("optimizer"), group.get("schedule"), group.get("start"), until, count)
+            )
     return _table(("group", "optimizer", "schedule", "from step", "until", "variables"), rows)
 
 
@@ -291,5 +251,9 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list | tuple):
-        value = "x".join(map(str, value)) if all(isinstance(x, int) for x in value) else ", ".join(map(str, value))
+        value = (
+            "x".join(map(str, value))
+            if all(isinstance(x, int) for x in value)
+            else ", ".join(map(str, value))
+        )
     return html.escape(cell(value))

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from trainer.report.charts import Chart, Confusion, Curves, Timeline
+from trainer.report.charts import Chart
 from trainer.report.compare import Comparison
+from trainer.report.drawings import Confusion, Curves, Timeline
 from trainer.report.history import History, Series
 
 METRICS = 12  # charts of metrics, at most

@@ -13,7 +13,7 @@ from trainer.report import summaries
 from trainer.report.curves import Curves
 from trainer.report.records import Records
 from trainer.report.screen import Screen
-from trainer.text import cell
+from trainer.text import aligned, cell
 
 _NOT_CURVES = {"kind", "step", "epoch", "weights", "examples"}
 _NOT_SHOWN = {*_NOT_CURVES, "input_wait", "loss_scale"}
@@ -70,6 +70,7 @@ class Reporter:
       steps_per_epoch: may be a fraction.
       screen: for people.
       hooks: of the user's own.
+      show_groups: a table of the groups below the bar; on a pipe, their update ratios at each log point.
 
     Attributes:
       stop: whether a hook has asked to end the run.
@@ -82,12 +83,15 @@ class Reporter:
         steps_per_epoch: float,
         screen: Screen | None = None,
         hooks: Hooks = NO_HOOKS,
+        show_groups: bool = False,
     ) -> None:
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.screen = screen or Screen()
         self.stop = False
         self._hooks = hooks
+        self._show_groups = show_groups
+        self._groups: list[str] = []
         self._records = Records(workdir)
         self._curves = Curves(workdir)
 
@@ -103,9 +107,10 @@ class Reporter:
         self, step: int, loss: float, metrics: Mapping[str, float], examples_per_second: float
     ) -> None:
         """Moves the progress bar; on a pipe there is none."""
-        values = _values({"loss": loss, **metrics})
-        shown = f"{self._place(step)}  {values}  {examples_per_second:,.0f} examples/s"
-        self.screen.progress(step, self.total_steps, shown)
+        epoch, done = self._place(step).split("  ")
+        parts = [done, f"loss {loss:.4g}", f"{examples_per_second:,.0f} ex/s", epoch]
+        parts += [f"{name} {value:.4g}" for name, value in metrics.items()]
+        self.screen.progress(step, self.total_steps, parts, self._groups)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """A log point of training: `{"step", "loss", metrics, "learning_rate": {group: rate}, ...}`."""
@@ -115,7 +120,11 @@ class Reporter:
             shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_SHOWN}
             rates = record.get("learning_rate")
             text = f"  rates: {_values(rates)}" if rates else ""
+            ratios = record.get("update_ratio") if self._show_groups else None
+            text += f"  updates over weights: {_values(ratios)}" if ratios else ""
             self.note(f"{self._place(record['step'])}  {_values(shown)}{text}")
+        if self._show_groups:
+            self._groups = _groups(record)
         self._call(self._hooks.on_log, "on_log", record)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
@@ -200,6 +209,16 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for part, number in parts.items():
             if name not in _NOT_CURVES and isinstance(number, int | float):
                 yield (f"{name}/{part}" if part else name), float(number)
+
+
+def _groups(record: Mapping[str, Any]) -> list[str]:
+    """Lines on what trains at a log point: group, rate, norm of the update over that of the weights."""
+    rates, ratios = record.get("learning_rate", {}), record.get("update_ratio", {})
+    rows = [
+        [name, f"{rate:.3g}", f"{ratios[name]:.2g}" if name in ratios else "-"]
+        for name, rate in rates.items()
+    ]
+    return aligned([["group", "rate", "update/weights"], *rows]) if rows else []
 
 
 def _values(values: Mapping[str, Any]) -> str:

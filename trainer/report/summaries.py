@@ -21,7 +21,9 @@ def hparams(flags: Mapping[str, Any]) -> Any:
     """For the HParams tab: the flags of a run, a column each."""
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-    plain = {k: v if isinstance(v, bool | int | float | str) else " | ".join(map(str, v)) for k, v in flags.items()}
+    plain = {
+        k: v if isinstance(v, bool | int | float | str) else " | ".join(map(str, v)) for k, v in flags.items()
+    }
     return _same(hparams_pb(plain))
 
 

@@ -162,8 +162,8 @@ class Run:
           >>> images = random.integers(0, 255, [256, 28, 28, 1]).astype("uint8")
           >>> data = {"image": images, "label": images[:, 0, 0, 0].astype("int64") % 2}
           >>> run = trainer.Run(
-          ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="none", group=[".* adam 1e-3 name=all"],
-          ...     batch_size=64, train_for=100,
+          ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="none", batch_size=64,
+          ...     group=[".* adam 1e-3 name=all"], train_for=100,
           ... )
           >>> test = run.lr_find()["all"]
           >>> 1e-6 < test.steepest < 10, test.line.startswith("--group=.* adam ")

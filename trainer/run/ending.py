@@ -18,7 +18,9 @@ from trainer.run.workdir import Workdir
 from trainer.training.loop import Result
 
 
-def describe(reporter: Reporter, workdir: Workdir, plan: Mapping[str, Any], config: Config, step: int) -> None:
+def describe(
+    reporter: Reporter, workdir: Workdir, plan: Mapping[str, Any], config: Config, step: int
+) -> None:
     """The plan, the receipt of a restore and the flags, for TensorBoard."""
     columns, rows, below = plans.table(plan)
     groups, totals = plans.totals_table(plan)
@@ -51,7 +53,9 @@ def write_report(config: Config, workdir: Workdir, reporter: Reporter, step: int
     return to
 
 
-def where_next(config: Config, workdir: Workdir, result: Result, report: Path | None) -> list[tuple[str, str]]:
+def where_next(
+    config: Config, workdir: Workdir, result: Result, report: Path | None
+) -> list[tuple[str, str]]:
     """(what, command or place) of what can be done now, ready to be pasted."""
     return list(_where_next(config, workdir, result, report))
 

@@ -44,8 +44,8 @@ class Sweep:
         """Refuses what is no sweep."""
         if not (0 < self.low < self.high < float("inf")) or self.rates < 10 or self.batches < 1:
             raise UserError(
-                f"lr_find: low={self.low}, high={self.high}, rates={self.rates}, batches={self.batches}: low must "
-                "be above 0 and below high, rates at least 10, batches at least 1."
+                f"lr_find: low={self.low}, high={self.high}, rates={self.rates}, batches={self.batches}: "
+                "low must be above 0 and below high, rates at least 10, batches at least 1."
             )
 
     @property
@@ -78,7 +78,7 @@ class RangeTest:
 
     @property
     def borne(self) -> float | None:
-        """The highest rate tried up to which the loss is not visibly worse than without this group's updates."""
+        """The highest rate tried at which the loss is hardly worse than without this group's updates."""
         fine = [rate for rate, change in zip(self.rates, self.change, strict=True) if change < LEAST]
         return max(fine, default=None)
 
@@ -96,7 +96,7 @@ def lr_find(made: Assembled, program: Program, sweep: Sweep) -> dict[str, RangeT
     """
     if made.config.strategy == "multi_worker":
         raise UserError(
-            "--strategy=multi_worker: --mode=lr_find runs in one process; the rates it finds hold for the same "
+            "--strategy=multi_worker: --mode=lr_find runs in one process; its rates hold for the same "
             "--batch_size on several. Leave it out."
         )
     feed = made.training_feed()
@@ -200,7 +200,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def suggestions(rates: np.ndarray, change: np.ndarray) -> tuple[float | None, float | None]:
-    """(rate of the steepest descent per decade, a tenth of the rate of the minimum); None where nothing falls.
+    """(rate of the steepest descent per decade, a tenth of the minimum's rate); None where nothing falls.
 
     Example:
       >>> rates = np.geomspace(1e-4, 1.0, 41)

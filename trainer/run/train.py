@@ -109,7 +109,8 @@ def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: H
     chief = is_chief(made.built.strategy)
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
-    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
+    epoch = made.total / made.epochs
+    reporter = Reporter(files, made.total, epoch, screen, hooks, made.config.show_groups)
     for note in (made.built.engine, *made.split.source.notes):
         reporter.note(note)
     return reporter

@@ -186,7 +186,7 @@ class Loop:
         result.step = self._step()
 
     def _steps(self, train: Any, phase: Phase, step: int, n: int) -> int:
-        """`n` steps from `step` on, the one that ends at a log point apart, to be measured; how many were done."""
+        """`n` steps from `step` on, the one that ends at a log point apart, to be measured; how many."""
         if not self.events.due(self.events.log, step + n):
             return self._run(train, step, n)
         done = self._run(train, step, n - 1) if n > 1 else 0

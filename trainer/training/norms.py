@@ -112,7 +112,9 @@ class Norms:
 
             # Concrete ones, as a call of hundreds of arguments spends its time on their types otherwise.
             specs = [tf.TensorSpec(v.shape, v.dtype) for v in flat]
-            self._compiled = {phase.start: (read.get_concrete_function(), compare.get_concrete_function(*specs))}
+            self._compiled = {
+                phase.start: (read.get_concrete_function(), compare.get_concrete_function(*specs))
+            }
         return self._compiled[phase.start]
 
 
