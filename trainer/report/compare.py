@@ -38,14 +38,21 @@ class Comparison:
         return ["run", "step", *shown], rows
 
     def differing(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and a row per flag that is not the same in all runs; `--workdir` always differs."""
+        """Columns and a row per flag that is not the same in all runs; `--workdir` always differs.
+
+        Of a flag that repeats, the values that not all of them have.
+        """
         flags = [_by_name(run.flags) for run in self.runs]
         names = dict.fromkeys(name for own in flags for name in own if name != "workdir")
         rows = []
         for name in names:
-            values = [" | ".join(own.get(name, ())) or "-" for own in flags]
-            if len(set(values)) > 1:
-                rows.append([f"--{name}", *values])
+            given = [own.get(name, []) for own in flags]
+            if any(values != given[0] for values in given):
+                common = [value for value in given[0] if all(value in values for values in given)]
+                own = [[value for value in values if value not in common] for values in given]
+                if not any(own):  # the same in another order, which counts
+                    own = given
+                rows.append([f"--{name}", *(" | ".join(values) or "-" for values in own)])
         return ["flag", *self.names], rows
 
 

@@ -51,7 +51,7 @@ class Curves:
                 linewidth=1.5,
                 label=label if index < ENTRIES else f"_{label}",
             )
-        values = [v for _, numbers in self.series.values() for v in numbers if math.isfinite(v)]
+        values = [v for _, numbers in self.series.values() for v in numbers if abs(v) < 1e30]
         if self.zero:
             axes.set_ylim(bottom=0)
         elif values and min(values) > 0 and max(values) > 15 * min(values):
@@ -153,10 +153,10 @@ class Swept:
 
 
 def thinned(series: Series) -> Series:
-    """At most `POINTS` of them, evenly, the last one among them."""
-    steps, values = series
+    """At most `POINTS` of them, evenly, the last one among them; a gap where a value is too large to draw."""
+    steps, values = series[0], [value if abs(value) < 1e30 else math.nan for value in series[1]]
     if len(steps) <= POINTS:
-        return series
+        return steps, values
     kept = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))
     return [steps[i] for i in kept], [values[i] for i in kept]
 

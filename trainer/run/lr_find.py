@@ -224,8 +224,11 @@ def with_rate(rule: Rule, rate: float) -> str | None:
       >>> with_rate(parse_rules([".* adam  one_cycle(1e-3, warmup=5%)"])[0], 0.0123)
       '--group=.* adam  one_cycle(0.012, warmup=5%)'
     """
-    assert rule.schedule is not None
+    assert rule.schedule is not None and rule.optimizer is not None
+    at = 0
+    for column in (rule.pattern.pattern, rule.optimizer.text):  # in which the same text may stand
+        at = rule.text.index(column, at) + len(column)
     written, number = rule.schedule.text, r"[0-9.]+(?:[eE][+-]?[0-9]+)?"
     pattern = rf"^((?:\w+\(\s*(?:(?:rate|peak|initial)\s*=\s*)?)?){number}(?=\s*[,)]|$)"
     changed, times = re.subn(pattern, rf"\g<1>{rate:.2g}", written)
-    return f"--group={rule.text.replace(written, changed, 1)}" if times else None
+    return f"--group={rule.text[:at]}{rule.text[at:].replace(written, changed, 1)}" if times else None
