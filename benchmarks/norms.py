@@ -1,7 +1,7 @@
 """What the norms by group cost: training with them at every 100th step against training without.
 
 `python -m benchmarks.norms [--rounds N] [--only cnn]`, on a machine that does nothing else. Eight
-groups, guarded as by default; the loop's own work at a log point (the record, the event files) is in neither side.
+groups, guarded as by default; the loop's own work at a log point (record, event files) is in neither side.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The range test of a learning rate: what it finds, and that the run is afterwards as if it had never been."""
+"""The range test of a learning rate: what it finds, and that the run is put back to the bit."""
 
 import keras
 import numpy as np
