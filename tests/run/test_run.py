@@ -88,6 +88,9 @@ def test_what_a_run_leaves_behind(finished):
         "flags.txt",
         "plan.json",
         "metrics.jsonl",
+        "environment.json",
+        "report.html",
+        "tensorboard/events",
         "tensorboard/train/events",
         "tensorboard/eval/events",
     }

@@ -86,6 +86,7 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 
 def records(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without their timings."""
+    timings = ("examples_per_second", "input_wait")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timings = ("examples_per_second", "input_wait")
     return [{k: v for k, v in line.items() if k not in timings} for line in lines]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from trainer.errors import UserError, near
 from trainer.flags import conditions, criteria, layer_decay
+from trainer.flags.span import span
 from trainer.flags.texts import check_text
 
 MODES = (
@@ -20,6 +21,8 @@ MODES = (
     "export",
     "verify_resume",
     "verify_distribution",
+    "lr_find",
+    "report",
 )
 
 # Flags that only these modes heed.
@@ -34,12 +37,19 @@ _MODES_OF = {
     "weights": ("evaluate", "export", "predict"),
     "verify_steps": ("verify_resume", "verify_distribution"),
     "accept_plan_change": ("train", "plan"),
+    "report_to": ("train", "report", "lr_find"),
+    "runs": ("report",),
+    "histograms": ("train",),
+    "profile": ("train",),
+    "show_groups": ("train",),
 }
 _INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt", "init_layout")
 # Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).
 _OF_NO_USE = (
     *((name, "init_from", "", "Give --init_from=PATH") for name in (*_INIT_RULES, "init_weights")),
     ("propose_out", "model", "", "Give the --model that the file is to fit"),
+    ("histograms", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
+    ("profile", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
     ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
     ("eval_every", "eval_split", "none", "Name an --eval_split"),
     ("stop_when", "eval_split", "none", "Name an --eval_split to judge by"),
@@ -167,6 +177,12 @@ class Config:
         _LEFT, [], "Function of each record, by dotted path: `my_module.on_record`; repeats."
     )
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
+    report_to: str = _flag(
+        _LEFT, "", "File of the report; report.html in the workdir if empty, `none` for none."
+    )
+    histograms: bool = _flag(_LEFT, False, "Histograms of the trained weights for TensorBoard.")
+    profile: str = _flag(_LEFT, "", "Steps to profile for TensorBoard, first:last: `100:120`.")
+    show_groups: bool = _flag(_LEFT, False, "A live table of the groups under the progress bar.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
     full: bool = _flag(_MORE, False, "For plan: a row for each variable, not folded by layer or block.")
     propose_out: str = _flag(_MORE, "", "Flagfile that --mode=inspect writes its proposal to.")
@@ -174,6 +190,7 @@ class Config:
     weights: str = _flag(_MORE, "raw", "For evaluate, predict, export: which weights.", ("raw", "ema"))
     predict_to: str = _flag(_MORE, "", "File that --mode=predict makes: .csv, .parquet, .npz, .jsonl, or -.")
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
+    runs: Sequence[str] = _flag(_MORE, [], "For report: working directories to compare; repeats.")
     export_format: str = _flag(
         _MORE, "", "Of saved_model,keras,tflite; a SavedModel, and .keras where it can be, if empty."
     )
@@ -229,6 +246,7 @@ class Config:
             ("virtual_devices", 0, 64),
             ("verify_steps", 2, 1000),
         )
+        span(self.profile, "--profile")
         self._check_use()
         criteria.split(self.keep_best)
         conditions.parse(self.stop_when)

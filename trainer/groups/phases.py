@@ -95,16 +95,18 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 
 @dataclass
 class Events:
-    """At which steps something happens: multiples of each period, and the end."""
+    """At which steps something happens: multiples of each period, single ones, and the end."""
 
     log: int
     evaluate: int
     save: int
     total: int
+    marks: tuple[int, ...] = ()
 
     def next(self, step: int, phase: Phase) -> int:
         """The first step after `step` at which the host must act."""
         due = [(step // period + 1) * period for period in (self.log, self.evaluate, self.save)]
+        due += [mark for mark in self.marks if mark > step]
         return min(*due, phase.stop, self.total)
 
     def due(self, period: int, step: int) -> bool:

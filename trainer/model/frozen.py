@@ -33,6 +33,17 @@ class FrozenLayers:
             if not v.trainable:
                 self._layers[id(layer)][2].add(v.name)
 
+    @property
+    def now(self) -> frozenset[int]:
+        """Which layers are frozen at present, for `set`."""
+        return frozenset(self._frozen)
+
+    def set(self, frozen: frozenset[int]) -> None:
+        """Freezes just these layers, as `now` gave them."""
+        for key, (layer, _, _) in self._layers.items():
+            layer._trainable = key not in frozen
+        self._frozen = {key for key in self._layers if key in frozen}
+
     def enter(self, active: frozenset[str], still: frozenset[str] = frozenset()) -> None:
         """Freezes the layers of a phase, and lets go of the others.
 

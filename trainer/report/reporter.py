@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainer.errors import told
+from trainer.report import summaries
 from trainer.report.curves import Curves
 from trainer.report.records import Records
 from trainer.report.screen import Screen
 from trainer.report.tables import tables
-from trainer.text import cell
+from trainer.text import aligned, cell
 
 WAIT_SHOWN = 0.1  # of the time: the share of waiting for data from which on the screen says so
 _NOT_CURVES = {"kind", "step", "epoch", "weights", "examples", "arrays"}
+_NOT_SHOWN = {*_NOT_CURVES, "loss_scale"}
 MOST = 1 << 16  # numbers of an array that a record keeps
 
 
@@ -78,6 +80,7 @@ class Reporter:
 
     Attributes:
       arrays: of the last evaluation, `{name: array}`.
+      show_groups: a table of the groups below the bar; on a pipe, their update ratios at each log point.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class Reporter:
         self.arrays: dict[str, Any] = {}
         self._told: set[str] = set()
         self._hooks = hooks
+        self.show_groups = False
+        self._groups: list[str] = []
         self._records = Records(workdir)
         self._curves = Curves(workdir)
         self._said_wait = False
@@ -118,23 +123,28 @@ class Reporter:
         self, step: int, loss: float, metrics: Mapping[str, float], examples_per_second: float
     ) -> None:
         """Moves the progress bar; on a pipe there is none."""
-        values = _values({"loss": loss, **metrics})
-        shown = f"{self._place(step)}  {values}  {examples_per_second:,.0f} examples/s"
-        self.screen.progress(step, self.total_steps, shown)
+        epoch, done = self._place(step).split("  ")
+        parts = [done, f"loss {loss:.4g}", f"{examples_per_second:,.0f} ex/s", epoch]
+        parts += [f"{name} {value:.4g}" for name, value in metrics.items()]
+        self.screen.progress(step, self.total_steps, parts, self._groups)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """A log point of training: `{"step", "loss", metrics, "learning_rate": {group: rate}, ...}`."""
         self.check()
         record = self._records.append({"kind": "train", **record})
-        self._curves.plot("train", record["step"], dict(_numbers(record, "")))
+        self._curves.plot("train", record["step"], dict(_numbers(record)))
         self._say_wait(record.get("input_wait", 0.0))
         if not self.screen.terminal:
-            shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_CURVES}
+            shown = {k: v for k, v in record.items() if isinstance(v, float) and k not in _NOT_SHOWN}
             if shown.get("input_wait", 1) <= WAIT_SHOWN:
                 del shown["input_wait"]
             rates = record.get("learning_rate")
             text = f"  rates: {_values(rates)}" if rates else ""
+            ratios = record.get("update_ratio") if self.show_groups else None
+            text += f"  updates over weights: {_values(ratios)}" if ratios else ""
             self.note(f"{self._place(record['step'])}  {_values(shown)}{text}")
+        if self.show_groups:
+            self._groups = _groups(record)
         self._call(self._hooks.on_log, "on_log", record)
         self._call_each(record)
 
@@ -147,8 +157,9 @@ class Reporter:
         self.arrays = dict(arrays or {})
         kept = {"arrays": self._kept()} if self.arrays else {}
         record = self._records.append({"kind": "eval", "weights": "raw", **record, **kept})
-        prefix = "ema/" if record["weights"] == "ema" else ""
-        self._curves.plot("eval", record["step"], dict(_numbers(record, prefix)))
+        # Runs of TensorBoard, whose curves of one tag are on one chart: training, evaluation, of averages.
+        run = "eval" if record["weights"] == "raw" else f"eval_{record['weights']}"
+        self._curves.plot(run, record["step"], dict(_numbers(record)))
         shown = {k: v for k, v in record.items() if k not in _NOT_CURVES}
         examples = f" of {record['examples']:,} examples" if "examples" in record else ""
         weights = " with averaged weights" if record["weights"] == "ema" else ""
@@ -159,6 +170,22 @@ class Reporter:
                 self.note(f"{name}: {text}")
         self._call(self._hooks.on_evaluation, "on_evaluation", record)
         self._call_each(record)
+
+    def describe(self, step: int, texts: Mapping[str, str], flags: Mapping[str, Any]) -> None:
+        """For TensorBoard: pages of Markdown by name, and the flags of the run."""
+        if not self._curves.kept:
+            return
+        for name, markdown in texts.items():
+            self._curves.add("", step, summaries.text(name, markdown))
+        self._curves.add("", step, summaries.hparams(flags))
+
+    def histograms(self, step: int, arrays: Mapping[str, Any]) -> None:
+        """For TensorBoard: how the values of each array are spread."""
+        self._curves.add("train", step, summaries.histograms(arrays))
+
+    def image(self, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
+        """For TensorBoard: a picture, `size` its width and height in pixels."""
+        self._curves.add("eval", step, summaries.image(name, png, size))
 
     def summary(self, rows: Iterable[Sequence[Any]]) -> None:
         """Ends the bar, and prints the table that ends a run: (what, value) rows."""
@@ -236,13 +263,23 @@ class Reporter:
         return f"epoch {step / self.steps_per_epoch:.2f}/{epochs:g}  step {step}/{self.total_steps}"
 
 
-def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, number) of all in a record that makes a curve."""
     for name, value in record.items():
         parts = value if isinstance(value, Mapping) else {"": value}
         for part, number in parts.items():
             if name not in _NOT_CURVES and isinstance(number, int | float):
-                yield (f"{prefix}{name}/{part}" if part else prefix + name), float(number)
+                yield (f"{name}/{part}" if part else name), float(number)
+
+
+def _groups(record: Mapping[str, Any]) -> list[str]:
+    """Lines on what trains at a log point: group, rate, norm of the update over that of the weights."""
+    rates, ratios = record.get("learning_rate", {}), record.get("update_ratio", {})
+    rows = [
+        [name, f"{rate:.3g}", f"{ratios[name]:.2g}" if name in ratios else "-"]
+        for name, rate in rates.items()
+    ]
+    return aligned([["group", "rate", "update/weights"], *rows]) if rows else []
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,12 +17,26 @@ from rich.text import Text
 from trainer.errors import UserError
 from trainer.text import aligned, cell, printable
 
+BAR = 10  # columns of the bar; it, the time left and two gaps leave the rest to the text
+LEFT = 7
+
+
+class _Bar(Progress):
+    """A bar with lines below it."""
+
+    below: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for line in self.below:
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
 
 def _draws(stream: TextIO) -> bool:
     """Whether a bar can be drawn: on a terminal, or in a notebook that has widgets."""
     if stream is sys.stdout and Console().is_jupyter:
         return importlib.util.find_spec("ipywidgets") is not None
-    return stream.isatty()
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 class Screen:
@@ -54,7 +68,7 @@ class Screen:
         self.quiet = quiet
         self._raises = raises
         self._console = Console(file=self._stream, force_terminal=self.terminal)
-        self._bar: tuple[Progress, TaskID] | None = None
+        self._bar: tuple[_Bar, TaskID] | None = None
         self.lost: Exception | None = None
         self.patient = False
 
@@ -94,15 +108,22 @@ class Screen:
             table.add_row(*map(Text, row))
         self._write(lambda: self._console.print(table))
 
-    def progress(self, step: int, total: int, shown: str) -> None:
-        """Moves the progress bar; on a pipe there is none."""
+    def progress(self, step: int, total: int, parts: Sequence[str], below: Sequence[str] = ()) -> None:
+        """Moves the progress bar; on a pipe there is none.
+
+        Args:
+          step: of `total`.
+          parts: shown beside it, as many of the first as fit into the line.
+          below: lines under it.
+        """
         if self.quiet or not self.terminal:
             return
         if self._bar is None:
-            text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1))
+            column = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            text = TextColumn("{task.description}", markup=False, table_column=column)
             # Drawn at each visit of the host, and not by a thread beside the training one.
-            bar = Progress(
-                BarColumn(20),
+            bar = _Bar(
+                BarColumn(BAR),
                 TimeRemainingColumn(),
                 text,
                 console=self._console,
@@ -113,6 +134,11 @@ class Screen:
             # From here on, not from 0: the time left of a resumed run is that of its own pace.
             self._bar = bar, bar.add_task("", total=total, completed=step)
         bar, task = self._bar
+        shown, room = "", self._console.width - BAR - LEFT - 2
+        for part in map(printable, parts):
+            longer = f"{shown}  {part}" if shown else part
+            shown = longer if len(longer) <= room else shown
+        bar.below = [printable(line) for line in below]
         self._write(lambda: bar.update(task, completed=step, description=shown, refresh=True))
 
     def close(self) -> None:

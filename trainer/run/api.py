@@ -19,6 +19,7 @@ from trainer.report.screen import Screen
 from trainer.run import resume
 from trainer.run.assemble import Assembled, assemble, evaluation
 from trainer.run.build import evaluation_split, use_precision
+from trainer.run.lr_find import RangeTest, Sweep, lr_find
 from trainer.run.planning import planned
 from trainer.run.predictions import Predictions, opened, split_of
 from trainer.run.start import initialise
@@ -180,6 +181,36 @@ class Run:
             source.prepare()
             parts = list(predictions.rows(predictions.feed()))
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def lr_find(
+        self, *, low: float = 1e-6, high: float = 10.0, rates: int = 30, batches: int = 3
+    ) -> dict[str, RangeTest]:
+        """A learning-rate range test of each group, the others at their planned rates; by group.
+
+        The run is put back: weights, optimizers and all random state are afterwards the same bits.
+
+        Args:
+          low, high: the rates to try, exponentially from one to the other.
+          rates: how many.
+          batches: for how many batches each is held; the loss is their mean.
+
+        Example:
+          >>> import numpy as np, trainer
+          >>> random = np.random.default_rng(0)
+          >>> images = random.integers(0, 255, [256, 28, 28, 1]).astype("uint8")
+          >>> data = {"image": images, "label": images[:, 0, 0, 0].astype("int64") % 2}
+          >>> run = trainer.Run(
+          ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="none", batch_size=64,
+          ...     group=[".* adam 1e-3 name=all"], train_for=100,
+          ... )
+          >>> test = run.lr_find()["all"]
+          >>> 1e-6 < test.steepest < 10, test.line.startswith("--group=.* adam ")
+          (True, True)
+        """
+        sweep = Sweep(low, high, rates, batches)
+        with as_before():
+            made, program = self._loaded()
+            return lr_find(made, program, sweep)
 
     def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; argument as of `evaluate`."""

@@ -29,7 +29,10 @@ from trainer.model.outputs import Outputs
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
 # Paths, which workers may have at other places; what lies there is compared.
-OF_THE_MACHINE = ("data_dir", "manual_dir", "init_from", "workdir", "plan_out", "propose_out", "export_to")
+OF_THE_MACHINE = (
+    *("data_dir", "manual_dir", "init_from", "workdir"),
+    *("plan_out", "propose_out", "export_to", "report_to"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.data.records import load
+from trainer.data.records import batch_of
 from trainer.data.source import Split
 from trainer.errors import UserError, listing
 from trainer.run.serving import Batch, Served, from_bytes, is_image, nothing, reached
@@ -147,7 +147,7 @@ def _examples(split: Split, decoded: Specs, raw: Specs) -> Batch:
     name = split.name.partition("[")[0].partition("+")[0]
     whole = dataclasses.replace(split, name=name)
     first = f"{name}[:{min(8, whole.examples)}]"
-    return load(dataclasses.replace(split, name=first, decode=forms if raw or images else split.decode))
+    return batch_of(dataclasses.replace(split, name=first, decode=forms if raw or images else split.decode))
 
 
 def shown(specs: Mapping[str, tf.TensorSpec]) -> str:

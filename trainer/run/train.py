@@ -1,10 +1,12 @@
 """A run from its start, or from where it was, to its end: what `--mode=train` and `Run.train` share."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints.lock import Lock
@@ -12,11 +14,13 @@ from trainer.devices import agreement
 from trainer.devices.strategy import is_chief
 from trainer.errors import UserError
 from trainer.flags.config import Config
+from trainer.flags.span import span
 from trainer.groups import plan_table
 from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
 from trainer.report.screen import Screen
-from trainer.run import resume, saving
+from trainer.run import ending, resume, saving
 from trainer.run.assemble import Assembled, assemble
+from trainer.run.environment import environment
 from trainer.run.hooks import load as load_hooks
 from trainer.run.resume import Resume
 from trainer.run.start import initialise
@@ -24,6 +28,7 @@ from trainer.run.workdir import Workdir
 from trainer.signals import Stop
 from trainer.training.evaluation import evaluator
 from trainer.training.loop import Loop, Result
+from trainer.training.profile import Profile
 from trainer.training.program import Program
 
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as a manifest has them
@@ -46,6 +51,7 @@ class _Begun:
     workdir: Workdir | None
     reporter: Reporter
     stop: Stop | None
+    profile: Profile
 
     @property
     def chief(self) -> bool:
@@ -77,6 +83,7 @@ def train(
     hooks = replace(hooks, on_record=(*hooks.on_record, *load_hooks(config.hook)))
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
+        steps = _profiled(made)
         if stop:
             stop.catch()
         strategy = made.built.strategy
@@ -93,7 +100,9 @@ def train(
         if made.judge.ended and not resumed:  # without a workdir, called again
             step = int(live.program.state.step.numpy()) if live.program else 0
             return Result(step=step, ended=made.judge.ended)
-        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop)
+        directory = workdir.path / "tensorboard" / "train" if workdir else Path()
+        profile = Profile(steps, directory, reporter.warn)
+        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop, profile)
         plan = {key: json.dumps(value) for key, value in begun.made.plan().items()}
         agreement.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
         sources: dict[str, str] = {}
@@ -117,6 +126,7 @@ def _reporter(
         hooks = replace(hooks, on_record=())  # a tracker is to hear of a run once
     check = lock.check if lock else lambda: None
     reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
+    reporter.show_groups = made.config.show_groups
     for note in (made.built.engine, *made.notes):
         reporter.note(note)
     return reporter
@@ -159,7 +169,7 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     loop = Loop(
         program,
         made.parts.phases,
-        made.events,
+        dataclasses.replace(made.events, marks=begun.profile.marks),
         made.training_feed(),
         reporter,
         evaluator(examples, program, reporter, weights) if examples else None,
@@ -167,6 +177,8 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
         save_evaluated=bool(made.config.keep_best),
         judge=lambda numbers: made.judge.judge(numbers, program.strategy),
+        profile=begun.profile,
+        histograms=made.config.histograms,
     )
     # From here on no refusal is left, and the files of the run may change.
     start = begun.resumed.entry.step if begun.resumed else 0
@@ -175,7 +187,8 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         reporter.warn(lost)
     show_plan(reporter.screen, plan)
     if workdir and begun.chief:
-        workdir.record(plan, made.config)
+        workdir.record(plan, made.config, environment(made))
+        ending.describe(reporter, workdir, plan, made.config, int(program.state.step.numpy()))
     program.stop.assign(False)
     if begun.stop:
         begun.stop.request = lambda: program.stop.assign(True)
@@ -186,7 +199,21 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         result.hooked = by == "a hook"
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
+    if workdir and begun.chief:
+        report = ending.write_report(made.config, workdir, reporter, result.step)
+        next_rows = ending.where_next(made.config, workdir, result, report)
+        reporter.screen.table("Next", ("what", "where or how"), next_rows)
     return result
+
+
+def _profiled(made: Assembled) -> tuple[int, int] | None:
+    """The steps of `--profile`."""
+    steps = span(made.config.profile, "--profile")
+    if steps and steps[1] > made.total:
+        raise UserError(
+            f"--profile={made.config.profile}: the run has {made.total} steps. Name some of them."
+        )
+    return steps
 
 
 def _run(loop: Loop, saved: saving.Checkpoints | None, start: int) -> Result:

@@ -21,6 +21,8 @@ from trainer.training import window
 from trainer.training.evaluation import Evaluate
 from trainer.training.failures import remedy, what_failed
 from trainer.training.health import REMEDY, TOO_LARGE, Health
+from trainer.training.norms import Norms
+from trainer.training.profile import Profile
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -84,6 +86,8 @@ class Loop:
       save: writes a checkpoint of this step with the metrics of an evaluation at it; None for none.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
+      profile: of some of the steps.
+      histograms: whether to report the trained weights at each log point.
       judge: says of the results of an evaluation by which condition they end the run, or "".
     """
 
@@ -97,6 +101,8 @@ class Loop:
     evaluate_first: bool = False
     save_evaluated: bool = False
     judge: Callable[[dict[str, float]], str] | None = None
+    profile: Profile = field(default_factory=Profile)
+    histograms: bool = False
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
@@ -120,6 +126,7 @@ class Loop:
         first = self._saved = result.step
         self._logged = (first, 0.0)
         self._skipped = int(self.program.state.skipped.numpy())
+        self._norms = Norms(self.program.gradient_norms)
         try:
             if self.evaluate_first and self.evaluate:
                 self._evaluate(result)
@@ -136,6 +143,8 @@ class Loop:
             if worker(self.program.strategy)[1] > 1:  # which of them failed is told elsewhere
                 raise
             raise UserError(self._failure(error, result)) from error
+        finally:
+            self.profile.close()
         self._save_last(result)
         result.steps, result.seconds = result.step - first, time.perf_counter() - began
         return result
@@ -148,6 +157,7 @@ class Loop:
         self._pace = 0.0
         while result.step < phase.stop and not result.over:
             before = result.step
+            self.profile.at(before)
             self._call(train, phase, result)
             if self.program.halted.numpy():
                 self._report_skipped()
@@ -201,7 +211,7 @@ class Loop:
         began, copy = time.perf_counter(), self._health.copy()
         try:
             with reading(self.feed, step, n):
-                done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+                done = self._steps(train, phase, step, n)
         except KeyboardInterrupt:
             if copy and self._health.sick():
                 self._health.back(copy)
@@ -215,6 +225,19 @@ class Loop:
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
+
+    def _steps(self, train: Any, phase: Phase, step: int, n: int) -> int:
+        """`n` steps from `step` on, the one that ends at a log point apart, to be measured; how many."""
+        if not self.events.due(self.events.log, step + n):
+            return self._run(train, step, n)
+        done = self._run(train, step, n - 1) if n > 1 else 0
+        if done < n - 1 or self.program.stopped.numpy():
+            return done
+        return done + self._norms.measured(phase, lambda: self._run(train, step + done, 1))
+
+    def _run(self, train: Any, step: int, n: int) -> int:
+        """A call of the compiled loop; how many steps it did."""
+        return int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
 
     def _again(self, train: Any, copy: Any, steps: range, sick: list[str]) -> None:
         """Finds the steps of a call whose update is not finite, and halts there or passes over them.
@@ -273,11 +296,16 @@ class Loop:
                 "epoch": step / self.reporter.steps_per_epoch,
                 **values,
                 "learning_rate": rates,
+                **self._norms.taken(),
                 "examples_per_second": rate,
                 **self._input_wait(rate),
                 "skipped_steps": int(state.skipped.numpy()),
+                **({"loss_scale": float(state.scale.numpy())} if state.scale is not None else {}),
             }
         )
+        if self.histograms:
+            weights = [v for v in state.variables if v.name in phase.names]
+            self.reporter.histograms(step, {v.name: v.value.numpy() for v in weights})
         state.sums.assign(tf.zeros_like(state.sums.read_value()))
 
     def _input_wait(self, rate: float) -> dict[str, float]:

@@ -21,6 +21,7 @@ from trainer.model.outputs import Outputs
 from trainer.training import window
 from trainer.training.forward import Forward
 from trainer.training.gradients import Gradients, Settings, StepResult, staged
+from trainer.training.norms import GradientNorms
 from trainer.training.split_metrics import Rows
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
@@ -63,6 +64,7 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
+        self.gradient_norms = GradientNorms([o.group for o in state.optimizers])
         self.gradient_half = Gradients(
             staged(module.loss),
             staged(module.preprocess) if module.preprocess else None,
@@ -175,6 +177,8 @@ class Program:
         parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
+        names = [v.name for v in self.gradient_half.active(phase)]
+        self.gradient_norms.see(phase, dict(zip(names, (local(g)[0] for g in result.gradients), strict=True)))
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
             # An assertion of the user's own has no output: nothing is to be written before it has held.
