@@ -294,7 +294,7 @@ def test_skip_leaves_alone_on_either_side():
 @pytest.mark.parametrize(
     "rules, message",
     [
-        ({"only": ["("]}, r"--init_only=\(: not a regular expression"),
+        ({"only": ["("]}, r"--init_only=\(: the pattern '\(' is not a regular expression"),
         ({"rename": ["a->b"]}, "MODEL_REGEX -> SOURCE_NAME"),
         ({"rename": [r"(a) -> \2"]}, r"\\2 cannot be filled in: invalid group reference"),
         ({"rename": [r"(a) -> \g<x>"]}, "cannot be filled in"),

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import run
+from tests.support.runs import last
 from trainer.data.sources.tfds import TfdsSource, open_dataset
 from trainer.readers import open_source
 
@@ -28,7 +29,7 @@ REST = "--group=.*  adamw(weight_decay=1e-3)  exponential(1e-3, 10, 0.5)  name=r
 def main(*arguments):
     """(exit status, standard output, standard error); no stream is a terminal."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        status = run.main(["run.py", *map(str, arguments)])
+        status = run.main(["run.py", *last(*map(str, arguments))])
     return status, out.getvalue(), err.getvalue()
 
 
