@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from trainer.data.records import Flat
 from trainer.data.sources.arrays import Arrays, Origin
 from trainer.data.sources.classes import check_spelling
+from trainer.data.stored import Flat
 from trainer.errors import UserError, listing, near
 
 AT_ONCE = 1 << 16  # rows of text that are brought to one width together
