@@ -128,7 +128,7 @@ def test_models_of_keras_2_are_refused_and_their_files_are_not(tmp_path):
     inputs = old.Input((3,))
     x = old.layers.Dense(4, name="body")(inputs)
     made = old.Model(inputs, old.layers.Dense(2, name="head")(x))
-    with pytest.raises(UserError, match=r"of tf_keras \(Keras 2\).*save_weights.*--init_from=old.h5"):
+    with pytest.raises(UserError, match=r"of Keras 2 \(tf_keras\).*save_weights.*--init_from=old.h5"):
         refuse_keras_2(made, "--model=old")
     with pytest.raises(UserError, match="tf_keras"):
         restore_weights(made, tmp_path / "any")

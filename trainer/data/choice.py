@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from trainer.data.feed import Feed
 from trainer.data.padding import varies
+from trainer.data.pipelines import hosted, streaming
 from trainer.data.resident import resident
 from trainer.data.source import Split
-from trainer.data.streaming import hosted, streaming
 from trainer.devices.memory import host_room, room
 from trainer.devices.strategy import Share
 from trainer.errors import UserError

@@ -3,7 +3,6 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,40 +11,10 @@ import tensorflow as tf
 from trainer.data.bad import refuse_bad
 from trainer.data.padding import dense, mask_of, signature, varies
 from trainer.data.source import Split
+from trainer.data.stored import Flat, Stored
 from trainer.errors import UserError
 
 GROUP = 64  # elements that are decoded by one call: half the time of one call each
-
-
-@dataclass(frozen=True)
-class Flat:
-    """Examples of different lengths, one after the other.
-
-    Attributes:
-      values: [sum of lengths, ...].
-      lengths: int64 [examples].
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Where each example begins, int64 [examples]."""
-        return np.cumsum(self.lengths) - self.lengths
-
-    def __len__(self) -> int:
-        """How many examples."""
-        return len(self.lengths)
-
-    def __getitem__(self, chosen: slice) -> "Flat":
-        """The examples of a slice without steps."""
-        ends = np.concatenate([[0], np.cumsum(self.lengths)])
-        first, stop, _ = chosen.indices(len(self))
-        return Flat(self.values[ends[first] : ends[max(stop, first)]], self.lengths[first:stop])
-
-
-Stored = np.ndarray | Flat
 
 
 def decoder(split: Split) -> Callable[[Any], dict[str, Any]]:

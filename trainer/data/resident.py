@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from trainer.data.feed import MASK, order, part_of, permutation
 from trainer.data.padding import Pad, Permute, bucketed, mask_of, named
-from trainer.data.records import Flat, load
+from trainer.data.records import load
 from trainer.data.source import Split
+from trainer.data.stored import Flat
 from trainer.devices.strategy import Share
 
 # What a GPU can gather; anything else travels as int64 words (int32 would stay on the host).

@@ -13,6 +13,7 @@ import tensorflow as tf
 from trainer.errors import UserError, guarded, listing
 from trainer.flags.calls import Call, check_call, parse_call
 from trainer.model import find
+from trainer.model.keras2 import refuse_keras_2
 
 
 @dataclass(frozen=True)
@@ -99,25 +100,12 @@ def build(module: ModelModule, call: Call) -> Any:
     """
     flag = f"--model={call.text}"
     model = guarded(lambda: module.build(*call.args, **call.kwargs), f"{flag}: its build")
-    if old := _keras_2(model):
-        raise UserError(
-            f"{flag}: its build returned a model with {old}, of Keras 2 (tf_keras). Only Keras 3 is trained: "
-            "unset TF_USE_LEGACY_KERAS and build it with `import keras`. Weights that Keras 2 saved are read "
-            "by --init_from."
-        )
+    refuse_keras_2(model, flag)
     if not isinstance(model, keras.Model | tf.Module):
         raise UserError(
             f"{flag}: its build returned {type(model).__name__}, not a keras.Model or a tf.Module."
         )
     return model
-
-
-def _keras_2(model: Any) -> str:
-    """The first part of a model that is of Keras 2, whose layers pass for plain `tf.Module`s; or ""."""
-    for part in (model, *(model.submodules if isinstance(model, tf.Module) else ())):
-        if any(kind.__module__.partition(".")[0] == "tf_keras" for kind in type(part).__mro__):
-            return type(part).__name__
-    return ""
 
 
 @contextlib.contextmanager

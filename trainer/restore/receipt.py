@@ -1,7 +1,6 @@
 """Assigning restored values on every replica, and the proof: `restore.json` and its table."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.checkpoints import files
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
 from trainer.restore import pieces
@@ -156,20 +156,10 @@ def write(receipt: Sequence[Mapping[str, Any]], matched: Matched, workdir: Path)
         "variables": list(receipt),
     }
     try:
-        _replace(path, json.dumps(body, indent=1) + "\n")
+        files.replace(path, json.dumps(body, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {path.name} cannot be written: {error.strerror}.") from error
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
 
 
 def _copies(strategy: tf.distribute.Strategy, variable: ModelVariable) -> list[str]:

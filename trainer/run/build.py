@@ -149,7 +149,13 @@ def check_dataset(config: Config) -> None:
             "your own: "
             "a file, a folder, a function (docs/data.md)."
         )
-    parse_pads(config.pad)
+    for pad in parse_pads(config.pad).values():
+        if config.jit_compile and pad.most is None:
+            raise UserError(
+                f"--pad={pad.text}: --jit_compile compiles every length by itself, and without max= there "
+                "is no end "
+                "of lengths. Give max= and multiple=, such as 'multiple=64 max=256' for four."
+            )
 
 
 def open_source(config: Config) -> Source:

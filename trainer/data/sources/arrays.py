@@ -1,18 +1,17 @@
 """Arrays in memory: `{split: {feature: array}}`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.data.bad import bad_rows
 from trainer.data.fingerprints import fingerprint, of_array, of_files
-from trainer.data.records import Flat
 from trainer.data.source import parts
+from trainer.data.stored import Flat, as_array, as_stored, joined, kept, parts_of, spec_of, stored
 from trainer.errors import UserError, listing
 
 
@@ -113,7 +112,7 @@ class Arrays:
             if len(bad):
                 size = len(next(iter(arrays.values())))
                 arrays = {
-                    name: _kept(array, np.delete(np.arange(size), bad)) for name, array in arrays.items()
+                    name: kept(array, np.delete(np.arange(size), bad)) for name, array in arrays.items()
                 }
                 notes.append(f"{len(bad)} of {size} examples of {split} are left out (--bad_examples=skip).")
                 if len(bad) == size:
@@ -153,7 +152,7 @@ class Arrays:
         where = f"--dataset={self.name}: the split {split}"
         if not isinstance(features, Mapping) or not features:
             raise UserError(f"{where} is {type(features).__name__}, not a dictionary {{feature: array}}.")
-        arrays = {str(name): _array(value, f"{where}: {name}") for name, value in features.items()}
+        arrays = {str(name): as_array(value, f"{where}: {name}") for name, value in features.items()}
         sizes = {len(array) for array in arrays.values()}
         if len(sizes) > 1:
             shown = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
@@ -193,7 +192,7 @@ class Arrays:
         if self._origin.files:
             return of_files(self._origin.files, self._origin.root)
         told = {
-            split: {name: [of_array(part) for part in _whole(array)] for name, array in arrays.items()}
+            split: {name: [of_array(part) for part in parts_of(array)] for name, array in arrays.items()}
             for split, arrays in self._splits.items()
         }
         return fingerprint(told)
@@ -208,7 +207,7 @@ class Arrays:
         Raises:
           UserError: a split with other features, shapes or types.
         """
-        specs = {split: {n: _spec(a) for n, a in arrays.items()} for split, arrays in self._splits.items()}
+        specs = {split: {n: spec_of(a) for n, a in arrays.items()} for split, arrays in self._splits.items()}
         first, *others = specs
         for split in others:
             if specs[split] != specs[first]:
@@ -255,107 +254,23 @@ class Arrays:
             for i in np.unique(place):
                 array = list(self._splits.values())[i][name]
                 first = ends[i] - len(array)
-                pieces.append((np.flatnonzero(place == i), _kept(array, numbers[place == i] - first)))
-            joined = _joined([piece for _, piece in pieces])
+                pieces.append((np.flatnonzero(place == i), kept(array, numbers[place == i] - first)))
+            group = joined([piece for _, piece in pieces])
             if len(pieces) > 1:
-                joined = _kept(joined, np.argsort(np.concatenate([at for at, _ in pieces])))
-            if isinstance(joined, Flat):
-                lengths.append(joined.lengths)
-                joined = joined.values
-            values.append(_stored(joined))
+                group = kept(group, np.argsort(np.concatenate([at for at, _ in pieces])))
+            if isinstance(group, Flat):
+                lengths.append(group.lengths)
+                group = group.values
+            values.append(stored(group))
         return [*values, *lengths]
 
     def arrays(self, split: str) -> dict[str, Any]:
         """The arrays, or copies of their parts."""
         found = [
-            {n: _as_stored(a[first:stop]) for n, a in self._splits[s].items()}
+            {n: as_stored(a[first:stop]) for n, a in self._splits[s].items()}
             for s, first, stop in parts(split, self.sizes())
         ]
-        return {n: _joined([f[n] for f in found]) for n in found[0]}
-
-
-def _array(value: Any, where: str) -> Any:
-    """What a user brings, as an array or, where examples differ in length, as `Flat`."""
-    if isinstance(value, Flat | np.memmap):
-        return value
-    if isinstance(value, tf.RaggedTensor):
-        return _flat([row.numpy() for row in value], where)
-    try:
-        array = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        return _flat(value, where)
-    if array.ndim == 0:
-        raise UserError(f"{where} is a single value, not an array of examples.")
-    if array.dtype == object and not all(isinstance(x, str | bytes) for x in array.flat):
-        if array.ndim == 1 and all(isinstance(x, np.ndarray | list | tuple) for x in array):
-            return _flat(list(array), where)
-        raise UserError(f"{where} holds Python objects; give numbers or strings.")
-    if array.dtype.kind not in "biufcOSU" and array.dtype.name not in ("bfloat16",):
-        raise UserError(f"{where} is of type {array.dtype}; give numbers or strings, dates as numbers.")
-    return array
-
-
-def _flat(rows: Sequence[Any], where: str) -> Flat:
-    """Examples of different lengths, one after the other."""
-    arrays = [np.asarray(row) for row in rows]
-    odd = next((i for i, a in enumerate(arrays) if a.ndim == 0 or a.shape[1:] != arrays[0].shape[1:]), None)
-    if odd is not None:
-        raise UserError(
-            f"{where}: example {odd} has shape {list(arrays[odd].shape)}, and example 0 "
-            f"{list(arrays[0].shape)}: "
-            "examples may differ in their first dimension only."
-        )
-    if any(a.dtype == object for a in arrays):
-        raise UserError(f"{where} holds Python objects; give numbers or strings.")
-    full = [a for a in arrays if len(a)] or arrays[:1]  # an empty list has no type of its own
-    kinds = np.result_type(*{a.dtype for a in full})
-    values = np.concatenate([a.astype(kinds) for a in arrays])
-    return Flat(values, np.array([len(a) for a in arrays], np.int64))
-
-
-def _kept(array: Any, rows: np.ndarray) -> Any:
-    """The rows of these numbers, as an array of its own."""
-    if not isinstance(array, Flat):
-        return array[rows]
-    lengths = array.lengths[rows]
-    starts = np.repeat(array.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
-    return Flat(array.values[starts + np.arange(len(starts))], lengths)
-
-
-def _joined(arrays: Sequence[Any]) -> Any:
-    if len(arrays) == 1:
-        return arrays[0]
-    if isinstance(arrays[0], Flat):
-        return Flat(np.concatenate([a.values for a in arrays]), np.concatenate([a.lengths for a in arrays]))
-    return np.concatenate(arrays)
-
-
-def _whole(array: Any) -> tuple[np.ndarray, ...]:
-    return (array.values, array.lengths) if isinstance(array, Flat) else (array,)
-
-
-def _dtype(array: np.ndarray) -> Any:
-    if array.dtype == np.float64:
-        return keras.config.floatx()
-    return tf.string if array.dtype.kind in "OSU" else array.dtype
-
-
-def _stored(array: np.ndarray) -> np.ndarray:
-    """The array in the type that a model gets it in."""
-    kind = _dtype(array)
-    if kind == tf.string:
-        return array if array.dtype.kind == "S" else array.astype(object)
-    return np.asarray(array.astype(kind, copy=False))
-
-
-def _as_stored(array: Any) -> Any:
-    return Flat(_stored(array.values), array.lengths) if isinstance(array, Flat) else _stored(array)
-
-
-def _spec(array: Any) -> tf.TensorSpec:
-    if isinstance(array, Flat):
-        return tf.TensorSpec([None, *array.values.shape[1:]], tf.as_dtype(_dtype(array.values)))
-    return tf.TensorSpec(array.shape[1:], tf.as_dtype(_dtype(array)))
+        return {n: joined([f[n] for f in found]) for n in found[0]}
 
 
 def _shown(spec: Mapping[str, tf.TensorSpec]) -> str:

@@ -1,18 +1,19 @@
 """Tables: `.csv` and `.parquet`, a scalar feature a column; read once, into arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from trainer.data.records import Flat
 from trainer.data.sources.arrays import Arrays, Origin
 from trainer.data.sources.classes import check_spelling
+from trainer.data.stored import Flat
 from trainer.errors import UserError, listing, near
 
 AT_ONCE = 1 << 16  # rows of text that are brought to one width together
@@ -32,28 +33,22 @@ def open_table(name: str, files: Mapping[str, Path], features: Sequence[str] = (
       UserError: a file that cannot be read, a column that is not there or cannot be a feature.
     """
     flag = f"--dataset={name}"
-    tables = {split: _read(flag, file, features, label) for split, file in files.items()}
-    for split, table in tables.items():
-        if not table.num_rows:
-            raise UserError(f"{flag}: {files[split]} (split {split}) has no examples: it has no row.")
-    splits = {
-        split: {column: _column(flag, split, column, table[column]) for column in table.column_names}
-        for split, table in tables.items()
-    }
-    missing = {
-        split: {
-            c: np.flatnonzero(table[c].is_null().to_numpy())
-            for c in table.column_names
-            if table[c].null_count
-        }
-        for split, table in tables.items()
-    }
+    splits: dict[str, dict[str, Any]] = {split: {} for split in files}
+    missing: dict[str, dict[str, np.ndarray]] = {split: {} for split in files}
+    types: dict[str, str] = {}
+    for split, file in files.items():
+        for column, values in _columns(flag, file, features, label):
+            if not len(values):
+                raise UserError(f"{flag}: {file} (split {split}) has no examples: it has no row.")
+            types.setdefault(column, _shown(values.type))
+            if values.null_count:
+                missing[split][column] = np.flatnonzero(values.is_null().to_numpy())
+            splits[split][column] = _array(flag, split, column, values)
     classes: dict[str, tuple[str, ...]] = {}
     if label and all(_is_text(arrays[label]) for arrays in splits.values()):
         classes[label], numbers = _numbered(flag, label, splits, missing)
         splits = {split: {**arrays, label: numbers[split]} for split, arrays in splits.items()}
-    table = next(iter(tables.values()))
-    notes = [f"{name}: {listing((f'{c} {_shown(table[c].type)}' for c in table.column_names), 40)}."]
+    notes = [f"{name}: {listing((f'{c} {kind}' for c, kind in types.items()), 40)}."]
     if classes:
         numbered = (f"{number} {name}" for number, name in enumerate(classes[label]))
         notes.append(f"{label} is one of {len(classes[label])} classes: {listing(numbered, 40)}.")
@@ -62,18 +57,27 @@ def open_table(name: str, files: Mapping[str, Path], features: Sequence[str] = (
     return Arrays.read(name, splits, origin)
 
 
-def _read(flag: str, file: Path, features: Sequence[str], label: str) -> pa.Table:
-    """The columns asked for, types inferred."""
+def _columns(
+    flag: str, file: Path, features: Sequence[str], label: str
+) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """The columns asked for, types inferred; of parquet one is in memory at a time."""
     try:
         if file.suffix == ".parquet":
-            names = pa.parquet.read_schema(file).names
+            opened = pa.parquet.ParquetFile(file)
+            names = opened.schema_arrow.names
         else:
             table = pa.csv.read_csv(
                 file, parse_options=pa.csv.ParseOptions(delimiter="\t" if file.suffix == ".tsv" else ",")
             )
             names = table.column_names
+        for name in _wanted(flag, file, names, features, label):
+            yield name, opened.read([name])[name] if file.suffix == ".parquet" else table[name]
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{flag}: {file} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _wanted(flag: str, file: Path, names: Sequence[str], features: Sequence[str], label: str) -> list[str]:
+    """Of the columns that there are, those to be read."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{flag}: {file} has two columns of one name: {listing(twice)}. Rename one.")
@@ -82,15 +86,10 @@ def _read(flag: str, file: Path, features: Sequence[str], label: str) -> pa.Tabl
         if name not in names:
             which = "label" if name == label else "features"
             raise UserError(f"{flag}: {which}={name!r}: {file} has no such column. {near(name, names)}")
-    if file.suffix != ".parquet":
-        return table.select(wanted)
-    try:
-        return pa.parquet.read_table(file, columns=wanted)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{flag}: {file} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    return wanted
 
 
-def _column(flag: str, split: str, name: str, column: pa.ChunkedArray) -> Any:
+def _array(flag: str, split: str, name: str, column: pa.ChunkedArray) -> Any:
     """One column as an array; where a value is missing there is NaN, 0 or empty text."""
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -98,7 +97,8 @@ def _column(flag: str, split: str, name: str, column: pa.ChunkedArray) -> Any:
     if pa.types.is_decimal(kind):
         column, kind = column.cast(pa.float64()), pa.float64()
     if pa.types.is_floating(kind):
-        return column.to_numpy()
+        floats = column.to_numpy()
+        return floats.astype(keras.config.floatx()) if kind == pa.float64() else floats
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         filled = column.fill_null(False if pa.types.is_boolean(kind) else 0) if column.null_count else column
         return filled.to_numpy()
