@@ -23,8 +23,8 @@ def refuse_keras_2(model: Any, flag: str) -> None:
     old = next((part for part in parts if _of_keras_2(part)), None)
     if old is not None:
         raise UserError(
-            f"{flag}: {getattr(old, 'name', 'it')} is a {type(old).__name__} of Keras 2 (tf_keras), which is not "
-            "trained here. Unset TF_USE_LEGACY_KERAS and build the same layers under the same names with "
+            f"{flag}: {getattr(old, 'name', 'it')} is a {type(old).__name__} of Keras 2 (tf_keras), which is "
+            "not trained here. Unset TF_USE_LEGACY_KERAS and build the same layers under the same names with "
             "`import keras`; to take the weights along, model.save_weights('old.h5') and --init_from=old.h5."
         )
 

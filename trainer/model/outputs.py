@@ -29,10 +29,12 @@ class Evaluation(NamedTuple):
     Attributes:
       numbers: `{"loss": mean, metric: number, "examples": count}`.
       arrays: `{name: array}`, what is no number.
+      rows: `{name: array [N, ...]}`, the outputs of the whole split in its order; {} where there are none.
     """
 
     numbers: dict[str, float]
     arrays: dict[str, np.ndarray]
+    rows: Mapping[str, np.ndarray] = {}
 
 
 @dataclass(frozen=True)

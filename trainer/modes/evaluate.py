@@ -46,7 +46,7 @@ def run(config: Config) -> int:
         program = evaluation_program(config, built, metrics, outputs)
         examples = evaluation(config, built, split)
         with explained(program, "--mode=evaluate"):
-            numbers, arrays = evaluate(program, program.evaluator(examples, saved.trained), examples)
+            numbers, arrays, _ = evaluate(program, program.evaluator(examples, saved.trained), examples)
         data = f"{split.source.full_name} ({config.eval_split})"
         screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *numbers.items()])
         for title, columns, rows in tables(arrays):

@@ -80,6 +80,7 @@ class Reporter:
 
     Attributes:
       arrays: of the last evaluation, `{name: array}`.
+      rows: of the last evaluation, the model's outputs for each example of the split.
       show_groups: a table of the groups below the bar; on a pipe, their update ratios at each log point.
     """
 
@@ -98,6 +99,7 @@ class Reporter:
         self.screen = screen or Screen()
         self._stop = False
         self.arrays: dict[str, Any] = {}
+        self.rows: Mapping[str, Any] = {}
         self._told: set[str] = set()
         self._hooks = hooks
         self.show_groups = False

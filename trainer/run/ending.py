@@ -10,6 +10,7 @@ from typing import Any
 from trainer.flags.config import Config
 from trainer.groups import plan_table
 from trainer.report import page
+from trainer.report.evaluated import FILE, Evaluated
 from trainer.report.history import History
 from trainer.report.reporter import Reporter
 from trainer.report.summaries import markdown_table
@@ -32,6 +33,22 @@ def describe(
     except (OSError, ValueError, LookupError, TypeError):
         pass  # nothing was restored
     reporter.describe(step, texts, config.given())
+
+
+def keep_evaluated(workdir: Workdir, reporter: Reporter, plan: Mapping[str, Any], step: int) -> None:
+    """What the report shows of the last evaluation of a classifier, beside the records."""
+    kept = None
+    if {"logits", "labels"} <= reporter.rows.keys():
+        logits, labels = reporter.rows["logits"], reporter.rows["labels"]
+        names = tuple((plan.get("classes") or {}).get("label", ()))
+        kept = Evaluated.of(logits, labels, None, names if len(names) == logits.shape[-1] else (), step)
+    try:
+        if kept:
+            kept.write(workdir.path)
+        else:
+            (workdir.path / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        reporter.warn(f"{workdir.path / FILE} could not be written: {error.strerror}.")
 
 
 def write_report(config: Config, workdir: Workdir, reporter: Reporter, step: int) -> Path | None:

@@ -22,7 +22,7 @@ def environment(made: Assembled) -> dict[str, Any]:
     found = {
         "model": made.config.model_name,
         "data": f"{source.full_name} ({made.config.train_split})",
-        "data fingerprint": getattr(source, "fingerprint", None),
+        "data fingerprint": source.fingerprint(),
         "devices": made.built.engine,
         "GPUs": ", ".join(gpus) or None,
         "processor": _processor(),

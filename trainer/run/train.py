@@ -200,6 +200,7 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     if workdir and begun.chief:
+        ending.keep_evaluated(workdir, reporter, plan, result.step)
         report = ending.write_report(made.config, workdir, reporter, result.step)
         next_rows = ending.where_next(made.config, workdir, result, report)
         reporter.screen.table("Next", ("what", "where or how"), next_rows)

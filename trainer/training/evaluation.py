@@ -35,11 +35,12 @@ def evaluate(program: Program, function: Any, feed: Feed) -> Evaluation:
     metrics, sums = program.state.metrics, sums.numpy()
     numbers: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
+    split: dict[str, np.ndarray] = {}
     if program.outputs:
         split = split_metrics.flat(rows, feed.examples)
         numbers, arrays = split_metrics.of_split(program.strategy, program.outputs, split, metrics)
     means = window.means(sums, metrics)
-    return Evaluation({**means, **numbers, "examples": window.examples(sums)}, arrays)
+    return Evaluation({**means, **numbers, "examples": window.examples(sums)}, arrays, split)
 
 
 def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tuple[str, ...]) -> Evaluate:
@@ -68,8 +69,9 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
         if not all(result.numbers for result in results.values()):
             return {}
         step = int(program.state.step.numpy())
-        for kind, (numbers, arrays) in results.items():
+        for kind, (numbers, arrays, rows) in results.items():
             reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **numbers}, arrays)
+            reporter.rows = rows
         return results[weights[-1]].numbers
 
     return all_kinds
