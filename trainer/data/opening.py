@@ -18,7 +18,7 @@ from trainer.data.sources.record_files import open_records
 from trainer.data.sources.table import SUFFIXES as TABLES
 from trainer.data.sources.table import open_table
 from trainer.data.sources.tfds import TfdsSource, open_dataset
-from trainer.data.sources.tfds_builders import is_set
+from trainer.data.sources.tfds_builders import is_set, set_names
 from trainer.errors import UserError, listing, near
 from trainer.flags.calls import Call, check_call, parse_call
 
@@ -36,6 +36,15 @@ class Places:
     data_dir: str = ""
     manual_dir: str = ""
     fallback: str = ""
+
+    def refuse(self, name: str) -> None:
+        """UserError where one of them is given for data called `name`, which are not of TFDS."""
+        given = {"data_dir": self.data_dir, "manual_dir": self.manual_dir, "fallback_dataset": self.fallback}
+        for flag, value in given.items():
+            if value:
+                raise UserError(
+                    f"--{flag}={value}: is of use for sets of TFDS only, not for {name}. Remove it."
+                )
 
 
 def open_data(text: str, places: Places, bad: str = "refuse") -> Source:
@@ -80,11 +89,7 @@ def open_data(text: str, places: Places, bad: str = "refuse") -> Source:
 def _of_your_own(kind: str, call: Call, places: Places, bad: str) -> Source:
     if kind == "function":
         return _from_function(call, places, bad)
-    for name, value in (("manual_dir", places.manual_dir), ("fallback_dataset", places.fallback)):
-        if value:
-            raise UserError(
-                f"--{name}={value}: is of use for sets of TFDS only, not for {call.name}. Remove it."
-            )
+    places.refuse(call.name)
     return _from_path(call, Path(call.name).expanduser(), bad)
 
 
@@ -96,7 +101,8 @@ def _kinds(head: str) -> dict[str, str]:
     python = head.endswith(".py") or ".py." in head
     if not python and path.exists():
         kinds["path"] = f"the {'folder' if path.is_dir() else 'file'} {path}"
-    if python or (not as_path and not kinds and "." in head):
+    dotted = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", head) is not None
+    if python or (dotted and not as_path and not kinds):
         if found_by_name(head) is not None:
             kinds["function"] = f"the function {head}"
         return kinds
@@ -114,7 +120,7 @@ def _near(head: str) -> str:
     path = Path(head).expanduser()
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     names = [n for n in there if not n.startswith(".")] if "/" in head or "." in head else []
-    hint = near(path.name, names) if names else near(head, tfds.list_builders(with_community_datasets=False))
+    hint = near(path.name, names) if names else near(head, set_names())
     return hint if hint.startswith("Did you mean") else ""
 
 

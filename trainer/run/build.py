@@ -165,9 +165,10 @@ def open_source(config: Config) -> Source:
       UserError: data that cannot be had.
     """
     given = config.dataset
+    places = Places(config.data_dir, config.manual_dir, config.fallback_dataset)
     if isinstance(given, str):
-        places = Places(config.data_dir, config.manual_dir, config.fallback_dataset)
         return open_data(given, places, config.bad_examples)
+    places.refuse(config.dataset_name)
     return from_object(given, config.dataset_name, config.bad_examples)
 
 

@@ -1,5 +1,6 @@
 """Anything with `len()` and `[i]`: a PyTorch-style data set, Hugging Face `datasets`, a Grain source."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class Sequences:
 
     def __init__(self, name: str, splits: Mapping[str, Any], names: Sequence[str] = ()) -> None:
         self.name, self._splits, self._names = name, dict(splits), tuple(names)
+        self._one_at_a_time = threading.Lock()  # objects with [i] are seldom made for several threads
         self._sizes = {split: _length(name, split, found) for split, found in splits.items()}
         probed = {split: self._probe(split) for split in splits}
         self._spec = _common(name, [example for found in probed.values() for example in found])
@@ -157,7 +159,9 @@ class Sequences:
         for split in dict.fromkeys(split for split, _ in places):
             own = [place for there, place in places if there == split]
             data = self._splits[split]
-            some = data.__getitems__(own) if hasattr(data, "__getitems__") else [data[place] for place in own]
+            with self._one_at_a_time:
+                many = hasattr(data, "__getitems__")
+                some = data.__getitems__(own) if many else [data[place] for place in own]
             raw |= {(split, place): example for place, example in zip(own, some, strict=True)}
         return [(split, at, self._example(split, at, raw[split, at])) for split, at in places]
 

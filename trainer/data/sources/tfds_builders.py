@@ -115,5 +115,9 @@ def _from_dotted(path: str, flag: str) -> type[tfds.core.DatasetBuilder]:
 
 def is_set(name: str) -> bool:
     """Whether a name is one of TFDS or of a builder in datasets/, whatever config or version it asks for."""
-    head = re.split(r"[/:]", name, maxsplit=1)[0]
-    return head in _local_names() or head in tfds.list_builders(with_community_datasets=False)
+    return re.split(r"[/:]", name, maxsplit=1)[0] in set_names()
+
+
+def set_names() -> list[str]:
+    """Names of datasets/ and of TFDS."""
+    return [*_local_names(), *tfds.list_builders(with_community_datasets=False)]
