@@ -26,7 +26,7 @@ def build(
     """
     image = keras.Input((side, side, channels), name="image")
     x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False, name="stem_conv")(image)
-    x = keras.layers.ReLU(name="stem_relu")(keras.layers.BatchNormalization(name="stem_bn")(x))
+    x = keras.layers.ReLU(name="stem_relu")(keras.layers.BatchNormalization(momentum=0.9, name="stem_bn")(x))
     for stage in range(3):
         for block in range(blocks):
             stride = 2 if stage and not block else 1
@@ -38,10 +38,11 @@ def build(
 def _residual(x: Any, channels: int, stride: int, name: str) -> Any:
     """Two 3x3 convolutions beside the way straight through, which a 1x1 one fits where the shape changes."""
 
+    # Of the last ten batches or so: with Keras's 0.99 a run of a few hundred steps has no statistics to go by.
     def conv(x: Any, size: int, stride: int, part: str) -> Any:
         options = {"strides": stride, "padding": "same", "use_bias": False}
         x = keras.layers.Conv2D(channels, size, name=f"{name}_conv{part}", **options)(x)
-        return keras.layers.BatchNormalization(name=f"{name}_bn{part}")(x)
+        return keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_bn{part}")(x)
 
     straight = x
     if stride != 1 or x.shape[-1] != channels:
