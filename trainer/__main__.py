@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.errors import UserError
 from trainer.flags.command_line import parse
-from trainer.noise import quiet_start
+from trainer.noise import no_matplotlib, quiet_start
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv if arguments is None else arguments
     try:
         config = parse(arguments)
-        with quiet_start():
+        with quiet_start(), no_matplotlib():
             from trainer import modes  # imports TensorFlow, which a mistyped flag need not wait for
         return modes.run(config)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""TensorFlow's start-up lines, which say nothing to a user, kept off the terminal."""
+"""TensorFlow's start-up: its lines that say nothing to a user, and an import that nothing here needs."""
 
 import contextlib
 import os
@@ -36,3 +36,20 @@ def quiet_start() -> Iterator[None]:
             for line in held:
                 if not _NOISE.match(line):
                     os.write(2, line)
+
+
+@contextlib.contextmanager
+def no_matplotlib() -> Iterator[None]:
+    """While Keras is imported: it would load `matplotlib.pyplot` for its galleries, a third of a second.
+
+    For a process of this program's own; in it Keras's galleries say that matplotlib is not installed.
+    """
+    name = "matplotlib"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[name]
