@@ -21,23 +21,24 @@ def main(arguments: list[str] | None = None) -> int:
     open_streams()
     arguments = sys.argv if arguments is None else arguments
     refuse = functools.partial(_refuse, Path(arguments[0]).name)
+    mode = ""
     try:
         config = parse(arguments)
-    except UserError as error:
-        return refuse(told(error, lines=True))
-    try:
+        mode = config.mode
         return _modes().run(config)
     except UserError as error:
         return refuse(told(error, lines=True))
     except SystemExit as error:  # not ours, so that what was asked for has not been done
-        return refuse(f"--mode={config.mode}: something {blame(error)}")
+        if not mode:
+            raise  # --help
+        return refuse(f"--mode={mode}: something {blame(error)}")
     except KeyboardInterrupt:  # before a mode takes signals over
         return 130
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as of SIGPIPE
     except (OSError, MemoryError) as error:  # of the machine: a limit, a disk, a file that went away
-        return refuse(f"--mode={config.mode}: the run {blame(error)}")
+        return refuse(f"--mode={mode}: the run {blame(error)}")
 
 
 def _modes() -> ModuleType:

@@ -72,3 +72,20 @@ def silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def no_matplotlib() -> Iterator[None]:
+    """While Keras is imported: it would load `matplotlib.pyplot` for its galleries, a third of a second.
+
+    For a process of this program's own; in it Keras's galleries say that matplotlib is not installed.
+    """
+    name = "matplotlib"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[name]

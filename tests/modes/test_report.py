@@ -6,8 +6,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from tests.support.runs import SMALL, main
+from tests.support import runs
+from tests.support.runs import main
 from trainer.flags.command_line import parse
+
+SMALL = (*runs.SMALL, "--report_to=")
 
 
 @pytest.fixture(scope="module")

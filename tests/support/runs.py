@@ -27,6 +27,7 @@ SMALL = (
     "--log_every=3",
     "--save_every=1",
     "--keep=100",
+    "--report_to=none",  # which is drawn in a third of a second; tests/modes/test_report.py has it
 )
 
 
