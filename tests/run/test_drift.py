@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.support.runs import assert_same, killed, main, newest, state
+from tests.support.runs import assert_same, killed, last, main, newest, state
 from trainer.checkpoints import checkpoint
 from trainer.flags.command_line import parse
 from trainer.run import resume
@@ -103,7 +103,7 @@ def test_the_order_of_the_data_stays_where_the_flag_leaves_it_open(workdir, data
 
 
 def config(workdir, *flags):
-    return parse(["run.py", *flags, *([f"--workdir={workdir}"] if workdir else [])])
+    return parse(["run.py", *last(*flags), *([f"--workdir={workdir}"] if workdir else [])])
 
 
 def accepted(workdir, *flags):
