@@ -11,7 +11,7 @@ from trainer.flags.config import Config
 from trainer.model.names import walk
 from trainer.modes import inspect
 from trainer.readers import Source, Spec, open_source
-from trainer.report.screen import Reporter
+from trainer.report.reporter import Reporter
 from trainer.restore.match import match
 from trainer.restore.propose import propose
 from trainer.restore.rules import parse

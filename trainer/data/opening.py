@@ -19,7 +19,7 @@ from trainer.data.sources.table import SUFFIXES as TABLES
 from trainer.data.sources.table import open_table
 from trainer.data.sources.tfds import TfdsSource, open_dataset
 from trainer.data.sources.tfds_builders import is_set, set_names
-from trainer.errors import UserError, listing, near
+from trainer.errors import UserError, guarded, listing, near
 from trainer.flags.calls import Call, check_call, parse_call
 
 _OWN = (
@@ -140,12 +140,8 @@ def _from_function(call: Call, places: Places, bad: str) -> Source:
         how = {k: v for k, v in call.kwargs.items() if k not in own}
         asked = Call(call.name, call.args, own, call.text)
         check_call(asked, found, "function", flag)
-        try:
-            found = found(*call.args, **own)
-        except UserError:
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            raise UserError(f"{flag}: it raised {type(error).__name__}: {error}") from error
+        function = found
+        found = guarded(lambda: function(*call.args, **own), f"{flag}: it")
     if isinstance(found, str | Path):
         return open_data(str(found), places, bad)
     return from_object(found, call.text, bad, **how)

@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from trainer.data.source import Source
 from trainer.data.sources.arrays import Arrays
 from trainer.data.sources.dataset import Datasets
 from trainer.data.sources.sequence import Sequences
-from trainer.errors import UserError
+from trainer.errors import UserError, guarded
 
 _OUGHT = (
     "a dictionary of arrays, anything with len() and [i], a tf.data.Dataset with its size (dataset, size), "
@@ -179,10 +180,8 @@ def _imported(path: str, flag: str) -> Any:
             return None
     except (ImportError, ValueError):
         return None
-    try:
-        return importlib.import_module(path)
-    except Exception as error:  # the user's own code may raise anything
-        raise _raised(f"{flag}: importing {path}", error) from error
+    with tfds.core.registered.skip_registration():  # else a second builder of the same name is refused
+        return guarded(lambda: importlib.import_module(path), f"{flag}: importing {path}")
 
 
 def _from_file(file: Path) -> Any:
@@ -191,10 +190,9 @@ def _from_file(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
-        raise _raised(f"--dataset={file}: importing it", error) from error
+    loader = spec.loader
+    with tfds.core.registered.skip_registration():
+        guarded(lambda: loader.exec_module(module), f"--dataset={file}: importing it")
     return module
 
 
@@ -207,7 +205,3 @@ class _working_directory:
 
     def __exit__(self, *_: object) -> None:
         sys.path.remove(self._added)
-
-
-def _raised(what: str, error: Exception) -> UserError:
-    return UserError(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())[:600]}")
