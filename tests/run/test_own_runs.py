@@ -108,11 +108,12 @@ def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys
 
 
 def test_waiting_for_data_is_measured(files, tmp_path, capsys):
-    flags = ("--dataset=tests.support.own_pipelines.slow", "--data_residency=streaming", *RULES, *LENGTH)
-    assert main(tmp_path / "run", *flags) == 0
+    slow = ("--dataset=tests.support.own_pipelines.slow", "--data_residency=streaming", "--save_every=12")
+    assert main(tmp_path / "run", *slow, *RULES, "--train_for=12", "--log_every=3") == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     shares = [line["input_wait"] for line in lines if line["kind"] == "train"]
-    assert len(shares) == 4 and all(0.5 < share <= 1 for share in shares[1:]), shares
+    assert len(shares) == 4 and all(0 <= share <= 1 for share in shares), shares
+    assert sum(shares[1:]) / 3 > 0.4, shares  # a batch takes 100 ms or more to come, a step one
     said = capsys.readouterr().out
     assert "of the time steps wait for their data" in said and "--data_residency=host" in said
     assert main(tmp_path / "quick", f"--dataset={files}/digits.npz", *RULES, *LENGTH) == 0
