@@ -83,9 +83,9 @@ def _nats(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, tf.Tenso
     tokens = batch["tokens"]
     logits = model(tokens[:, :-1], training=training)
     logits = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
-    there = tf.cast(tokens[:, 1:] > 0, logits.dtype)
-    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[:, 1:], logits) * there
-    return nats, tf.reduce_sum(there, 1)
+    real = tf.cast(tokens[:, 1:] > 0, logits.dtype)
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[:, 1:], logits) * real
+    return nats, tf.reduce_sum(real, 1)
 
 
 def loss(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, dict[str, Any]]:

@@ -27,13 +27,13 @@ def build(
     """
     layers = keras.layers
     tokens = keras.Input((LENGTH,), dtype="int32", name="tokens")
-    there = keras.ops.not_equal(tokens, 0)
+    real = keras.ops.not_equal(tokens, 0)
     x = layers.Embedding(BUCKETS, width, name="embed")(tokens)
     x = layers.Add(name="placed")([x, Places(name="places")(x)])
     for k in range(1, blocks + 1):
-        x = Block(heads, dropout, name=f"block{k}")(x, there)
+        x = Block(heads, dropout, name=f"block{k}")(x, real)
     x = layers.LayerNormalization(name="norm")(x)
-    x = Mean(name="mean")(x, there)
+    x = Mean(name="mean")(x, real)
     return keras.Model(tokens, layers.Dense(classes, name="logits")(x), name="text_transformer")
 
 
@@ -54,9 +54,9 @@ class Places(keras.layers.Layer):
 class Mean(keras.layers.Layer):
     """x [B, L, D] to its mean [B, D] over the places of words."""
 
-    def call(self, x: Any, there: Any) -> Any:
+    def call(self, x: Any, real: Any) -> Any:
         """`there` [B, L] says where words are."""
-        weight = keras.ops.cast(there, x.dtype)[..., None]
+        weight = keras.ops.cast(real, x.dtype)[..., None]
         return keras.ops.sum(x * weight, 1) / keras.ops.maximum(keras.ops.sum(weight, 1), 1)
 
 
@@ -87,9 +87,9 @@ class Block(keras.layers.Layer):
             layer.build((*x_shape[:-1], size))
         self.attention.build(x_shape, x_shape)
 
-    def call(self, x: Any, there: Any = None, training: Any = None) -> Any:
+    def call(self, x: Any, real: Any = None, training: Any = None) -> Any:
         """x [B, L, D] to [B, L, D]; `there` [B, L] says which places may be looked at."""
-        mask = None if there is None else there[:, None, :]
+        mask = None if real is None else real[:, None, :]
         normed = self.norm1(x)
         found = self.attention(
             normed, normed, attention_mask=mask, use_causal_mask=self.causal, training=training

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from trainer.errors import UserError, blame, told
+from trainer.errors import UserError, blame, message_of
 from trainer.flags.command_line import parse
 from trainer.noise import open_streams, quiet_start
 from trainer.text import printable, shortened
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         mode = config.mode
         return _modes().run(config)
     except UserError as error:
-        return refuse(told(error, lines=True))
+        return refuse(message_of(error, lines=True))
     except SystemExit as error:  # not ours, so that what was asked for has not been done
         if not mode:
             raise  # --help

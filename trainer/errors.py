@@ -64,7 +64,7 @@ def guarded(function: Callable[[], T], what: str) -> T:
 def blame(error: BaseException) -> str:
     """`raised KIND at FILE:LINE: what it says of itself`; of `sys.exit`, that it was called."""
     frames: list[Any] = traceback.extract_tb(error.__traceback__)
-    kind, reason = type(error).__name__, told(error)
+    kind, reason = type(error).__name__, message_of(error)
     if staged := getattr(error, "ag_error_metadata", None):  # code that AutoGraph has rewritten
         frames = staged.translated_stack[::-1]
         kind, _, reason = staged.cause_message.partition(": ")
@@ -76,11 +76,12 @@ def blame(error: BaseException) -> str:
     if own and _REWRITTEN in own[-1].filename:  # what is no Exception AutoGraph does not trace back
         where = f" in {own[-1].name.removeprefix('tf__')}"
     if isinstance(error, SystemExit):
-        return f"called sys.exit({told(error)}){where}, which ends a program and not a run. Remove the call."
+        status = message_of(error)
+        return f"called sys.exit({status}){where}, which ends a program and not a run. Remove the call."
     return f"raised {kind}{where}: {reason}"
 
 
-def told(error: BaseException, lines: bool = False) -> str:
+def message_of(error: BaseException, lines: bool = False) -> str:
     """What an error says of itself, on one line or as it is; of one that cannot even do that, its kind."""
     try:
         return str(error) if lines else " ".join(str(error).split())[:1000]

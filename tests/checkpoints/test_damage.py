@@ -55,8 +55,8 @@ DAMAGE = [flip, cut, empty, os.unlink, link, directory_instead, pipe_instead]
 def test_damage_is_seen_set_aside_and_the_one_before_used(tmp_path, damage, name):
     saved(tmp_path, 1, 2, 3)
     damage(tmp_path / "step-000000003" / name)
-    passive, told = checkpoint.newest(tmp_path, set_aside=False)
-    assert passive.step == 2 and len(told) == 1
+    passive, notes = checkpoint.newest(tmp_path, set_aside=False)
+    assert passive.step == 2 and len(notes) == 1
     assert names(tmp_path) == ["step-000000001", "step-000000002", "step-000000003"]
     entry, notes = checkpoint.newest(tmp_path)
     assert entry.step == 2 and len(notes) == 1

@@ -21,13 +21,6 @@ def test_order_stays_what_it_was():
     assert order(0, 8, 0, 16).tolist() == [0, 2, 1, 5, 4, 3, 6, 7, 5, 3, 7, 2, 4, 1, 0, 6]
 
 
-def test_streaming_order_stays_what_it_was(toy):
-    # Of tfrecord files, drawn before there were other kinds: a resumed run relies on it, too.
-    first = [85, 79, 16, 89, 50, 22, 51, 82, 76, 12, 19, 66, 32, 3, 83, 26, 10, 96, 35, 73, 34, 88, 20, 29]
-    got = draw(feed_of("streaming", toy), strategy_of(1), 0, [3])["number"]
-    assert got.ravel().tolist() == first
-
-
 def test_order_is_a_fresh_permutation_each_epoch_and_seed():
     first, second, other = (order(s, 1000, k, 1000) for s, k in [(1, 0), (1, 1000), (2, 0)])
     for epoch in (first, second, other):

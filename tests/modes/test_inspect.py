@@ -10,7 +10,7 @@ from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.model.names import walk
 from trainer.modes import inspect
-from trainer.readers import Source, Spec, open_source
+from trainer.readers import Spec, WeightsFile, open_source
 from trainer.report.reporter import Reporter
 from trainer.restore.match import match
 from trainer.restore.propose import propose
@@ -98,7 +98,7 @@ def test_equal_shapes_are_not_called_checked(capsys):
     specs = {
         f"{name}/{leaf}": Spec(s, "float32") for name in "xy" for leaf, s in (("k", (4, 4)), ("b", (4,)))
     }
-    source = Source("test", "memory", specs, (), "--init_from", lambda name: np.zeros(specs[name].shape))
+    source = WeightsFile("test", "memory", specs, (), "--init_from", lambda name: np.zeros(specs[name].shape))
     inspect._trust(propose(walk(made), source, model=made), Reporter(None, 0, 1))
     out = capsys.readouterr().out
     assert "AMBIGUOUS" in out and "a, b (4x4, 4)" in out and "Checked" not in out

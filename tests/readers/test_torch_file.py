@@ -104,7 +104,7 @@ def test_the_hand_made_one_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "told, held, message",
+    "content, held, message",
     [
         ({"shape": (1 << 30, 1 << 30), "stride": (1 << 30, 1)}, 24, "announces"),
         ({"shape": (1 << 30, 1), "stride": (0, 1)}, 24, "announces"),
@@ -120,8 +120,8 @@ def test_the_hand_made_one_is_read(tmp_path):
         ({}, 20, "announces"),
     ],
 )
-def test_absurd_headers(tmp_path, told, held, message):
-    archive(tmp_path / "a.pt", state(**told), {"0": bytes(held)})
+def test_absurd_headers(tmp_path, content, held, message):
+    archive(tmp_path / "a.pt", state(**content), {"0": bytes(held)})
     with pytest.raises(UserError, match=message):
         open_source(str(tmp_path / "a.pt"))
 
@@ -207,19 +207,19 @@ def test_shards_are_one_source(shards):
 
 @pytest.mark.parametrize("file", ["../x", "/etc/passwd", "a/b", "..", "", "a\\b", "\0"])
 def test_a_shard_that_lies_elsewhere(shards, file):
-    told = json.loads(shards.read_text())
-    told["weight_map"]["bert.pooler.dense.bias"] = file
-    shards.write_text(json.dumps(told))
+    content = json.loads(shards.read_text())
+    content["weight_map"]["bert.pooler.dense.bias"] = file
+    shards.write_text(json.dumps(content))
     with pytest.raises(UserError, match="not the name of a file beside it"):
         open_source(str(shards))
 
 
 def test_indices_that_are_wrong(shards):
-    told = json.loads(shards.read_text())
-    file = next(iter(told["weight_map"].values()))
+    content = json.loads(shards.read_text())
+    file = next(iter(content["weight_map"].values()))
     for change, message in (
-        ({"weight_map": told["weight_map"] | {"more": file}}, r"'more' should be in .*is not there"),
-        ({"weight_map": told["weight_map"] | {"more": "no.safetensors"}}, "is not beside it"),
+        ({"weight_map": content["weight_map"] | {"more": file}}, r"'more' should be in .*is not there"),
+        ({"weight_map": content["weight_map"] | {"more": "no.safetensors"}}, "is not beside it"),
         ({"weight_map": {"a": shards.name}}, "is not beside it"),
         ({"weight_map": {}}, "no weight_map"),
         ({"else": 1}, "no weight_map"),
@@ -232,8 +232,8 @@ def test_indices_that_are_wrong(shards):
         open_source(str(shards))
     copy = shards.with_name("copy.safetensors")
     shutil.copy(shards.with_name(file), copy)
-    name = next(n for n, f in told["weight_map"].items() if f == file)
-    shards.write_text(json.dumps({"weight_map": told["weight_map"] | {name: copy.name}}))
+    name = next(n for n, f in content["weight_map"].items() if f == file)
+    shards.write_text(json.dumps({"weight_map": content["weight_map"] | {name: copy.name}}))
     with pytest.raises(UserError, match="is in two shards"):
         open_source(str(shards))
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.model.names import walk
-from trainer.readers import Source, Spec, open_source
+from trainer.readers import Spec, WeightsFile, open_source
 from trainer.restore import patterns
 from trainer.restore.match import load, match
 from trainer.restore.propose import propose
@@ -20,8 +20,10 @@ layers = keras.layers
 
 def memory(specs, **more):
     """A source of zeros."""
-    told = {name: Spec(tuple(shape), "float32") for name, shape in specs.items()}
-    return Source("test", "memory", told, (), "--init_from", lambda n: np.zeros(told[n].shape, "f4"), **more)
+    shapes = {name: Spec(tuple(shape), "float32") for name, shape in specs.items()}
+    return WeightsFile(
+        "test", "memory", shapes, (), "--init_from", lambda n: np.zeros(shapes[n].shape, "f4"), **more
+    )
 
 
 def module(**shapes):
@@ -171,7 +173,7 @@ def test_alphabetical_lists_are_put_in_order_by_their_numbers():
     names = sorted(f"conv{k}" for k in range(11))
     shapes = dense(**{name: (4, 4 + int(name[4:])) for name in names})
     source = memory(shapes)
-    _, pairs = tried(model, Source(**{**vars(source), "kind": "TF1 name-based checkpoint"}))
+    _, pairs = tried(model, WeightsFile(**{**vars(source), "kind": "TF1 name-based checkpoint"}))
     assert pairs == {f"layer/{k}/fc": f"conv{k}" for k in range(11)}
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.support import torch_models
 from trainer.errors import UserError
 from trainer.model.names import walk
-from trainer.readers import Source, Spec, open_source
+from trainer.readers import Spec, WeightsFile, open_source
 from trainer.restore import receipt
 from trainer.restore.match import load, match
 from trainer.restore.propose import propose
@@ -31,7 +31,7 @@ def part(source, front, new=""):
     """The weights of one module of a source, under `new` or under no name."""
     names = {n.replace(front, new, 1).lstrip("."): n for n in source.specs if n.startswith(front + ".")}
     specs = {short: source.specs[name] for short, name in names.items()}
-    return Source(
+    return WeightsFile(
         source.kind,
         front,
         specs,
@@ -148,7 +148,7 @@ def memory(**arrays):
     """A source under PyTorch's names; `__` is a dot."""
     held = {name.replace("__", "."): np.asarray(value, np.float32) for name, value in arrays.items()}
     specs = {name: Spec(a.shape, "float32") for name, a in held.items()}
-    return Source("test", "memory", specs, (), "--init_from", held.__getitem__, torch=True, neutral=True)
+    return WeightsFile("test", "memory", specs, (), "--init_from", held.__getitem__, torch=True, neutral=True)
 
 
 def test_a_square_matrix_needs_the_layout_and_is_then_turned():
@@ -216,8 +216,8 @@ def test_flattened_images_in_nested_models_and_before_normalizations():
     source = memory(**arrays, head__fc__weight=np.zeros((2, 24)), head__fc__bias=np.zeros(2))
     with pytest.raises(UserError) as caught:
         restore(model, source, layout="torch")
-    told = [line for line in str(caught.value).splitlines() if "flattened image [2, 3, 4]" in line]
-    assert len(told) == 5 and "flattened([2, 3, 4])" in told[0]
+    lines = [line for line in str(caught.value).splitlines() if "flattened image [2, 3, 4]" in line]
+    assert len(lines) == 5 and "flattened([2, 3, 4])" in lines[0]
     restore(model, source, layout="torch", adapt=[r"head/(fc/kernel|bn/.*) flattened([2, 3, 4])"])
     wanted = np.arange(24).reshape(4, 2, 3).transpose(1, 2, 0).ravel()
     np.testing.assert_array_equal(head.get_layer("bn").gamma, wanted)

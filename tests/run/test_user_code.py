@@ -10,7 +10,7 @@ import tensorflow as tf
 import run
 import trainer
 from tests.support import harness, runs
-from trainer.errors import UserError, blame, guarded, told
+from trainer.errors import UserError, blame, guarded, message_of
 from trainer.report.reporter import Hooks, Reporter
 from trainer.report.screen import Screen
 
@@ -252,8 +252,8 @@ def test_guarded_lets_a_keyboard_interrupt_and_a_refusal_through():
 
 
 def test_what_an_error_says_of_itself():
-    assert told(ValueError("a\n  b")) == "a b"
-    assert len(told(ValueError("x" * 5000))) == 1000
+    assert message_of(ValueError("a\n  b")) == "a b"
+    assert len(message_of(ValueError("x" * 5000))) == 1000
     assert blame(SystemExit(0)).startswith("called sys.exit(0)")
     assert "(5,000 characters)" in str(UserError("--seed=" + "9" * 4993))
     with warnings.catch_warnings():

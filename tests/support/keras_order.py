@@ -11,7 +11,7 @@ import numpy as np
 from tests.support.random_models import RELATIVES, make
 from trainer.errors import UserError
 from trainer.model.names import walk
-from trainer.readers import Source, open_source
+from trainer.readers import WeightsFile, open_source
 from trainer.restore import match
 from trainer.restore.rules import parse
 
@@ -109,7 +109,7 @@ def some(seed: int) -> list[str]:
 
 
 def both(
-    model: Any, source: Source, load: Any
+    model: Any, source: WeightsFile, load: Any
 ) -> tuple[Values, Values, Exception | None, Values, Exception | None]:
     """Values before, after the program's restore with its refusal, and after Keras's with its own."""
     weights = model.get_weights()
@@ -121,7 +121,7 @@ def both(
     return before, ours, by_us, values(model), by_keras
 
 
-def restore(model: Any, source: Source) -> None:
+def restore(model: Any, source: WeightsFile) -> None:
     """Restores without rules."""
     matched = match.match(walk(model), source, parse(), model)
     arrays = match.load(matched)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.model.names import walk
-from trainer.readers import Source, Spec
+from trainer.readers import Spec, WeightsFile
 from trainer.restore import receipt
 from trainer.restore.match import load, match
 from trainer.restore.rules import parse
@@ -54,7 +54,7 @@ NAMES = {"conv1": "stem", "bn1": "norm", "conv2": "body", "head": "classes"}
 def memory(**weights):
     """A source that is not a file."""
     specs = {name: Spec(w.shape, w.dtype.name) for name, w in weights.items()}
-    return Source("test", "memory", specs, (), "--init_from", weights.__getitem__)
+    return WeightsFile("test", "memory", specs, (), "--init_from", weights.__getitem__)
 
 
 def module(**values):

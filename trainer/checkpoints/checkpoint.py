@@ -18,7 +18,7 @@ import tensorflow as tf
 from trainer.checkpoints import manifest
 from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.files import sync
-from trainer.checkpoints.manifest import Entry, Spec, check, scan, usable
+from trainer.checkpoints.manifest import Entry, ShapeDtype, check, scan, usable
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 
@@ -248,7 +248,7 @@ def read(entry: Entry, names: Collection[str]) -> dict[str, Any]:
         ) from error
 
 
-def _reader(path: Path, specs: Mapping[str, Spec]) -> Any:
+def _reader(path: Path, specs: Mapping[str, ShapeDtype]) -> Any:
     """TensorFlow's reader, whose index was found to hold `specs`; ValueError where it does not.
 
     Not `tf.train.load_checkpoint`: where `data` is a directory, that follows a state file in it.
@@ -262,7 +262,7 @@ def _reader(path: Path, specs: Mapping[str, Spec]) -> Any:
     return reader
 
 
-def _specs(state: Mapping[str, tf.Variable]) -> dict[str, Spec]:
+def _specs(state: Mapping[str, tf.Variable]) -> dict[str, ShapeDtype]:
     return {name: (tuple(v.shape), tf.as_dtype(v.dtype).name) for name, v in state.items()}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from trainer.checkpoints.manifest import Spec
+from trainer.checkpoints.manifest import ShapeDtype
 from trainer.model.blocks import MOST_ROWS, folded
 
 
@@ -12,7 +12,7 @@ class Differences:
 
     missing: list[str]
     extra: list[str]
-    changed: dict[str, tuple[Spec, Spec]]  # name: (in the checkpoint, in the state)
+    changed: dict[str, tuple[ShapeDtype, ShapeDtype]]  # name: (in the checkpoint, in the state)
 
     def lines(self) -> list[str]:
         """One a difference: ` + ` is only in the state, ` - ` only in the checkpoint, ` ~ ` other.
@@ -45,5 +45,5 @@ class Differences:
         return lines
 
 
-def _text(spec: Spec) -> str:
+def _text(spec: ShapeDtype) -> str:
     return f"{list(spec[0])} {spec[1]}"

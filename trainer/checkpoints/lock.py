@@ -59,10 +59,10 @@ class Lock:
         if not self._held:
             return
         try:
-            there = os.stat(self.workdir)
+            found = os.stat(self.workdir)
         except OSError:
-            there = None
-        if there is None or not os.path.samestat(there, os.fstat(self._held[0])):
+            found = None
+        if found is None or not os.path.samestat(found, os.fstat(self._held[0])):
             raise UserError(
                 f"--workdir={self.workdir}: is no longer the directory that this run began in: it was moved, "
                 "deleted or replaced. The run stops and saves nothing in another's place. Put the directory "

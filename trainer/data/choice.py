@@ -48,8 +48,8 @@ def residency(asked: str, split: Split, share: Share) -> str:
                 "own order. Leave the flag out; dataset.cache() keeps what was read once."
             )
         return "streaming"
-    need, there, host = bytes_of(split), room(share.devices), host_room()
-    limits = {"resident": there, "host": host}
+    need, memory, host = bytes_of(split), room(share.devices), host_room()
+    limits = {"resident": memory, "host": host}
     if asked in limits and need > limits[asked]:
         raise UserError(
             f"--data_residency={asked}: {split.source.name} {split.name} takes {need / 2**20:,.0f} MiB and "
@@ -57,7 +57,7 @@ def residency(asked: str, split: Split, share: Share) -> str:
         )
     if asked != "auto":
         return asked
-    if need <= there:
+    if need <= memory:
         return "resident"
     in_memory = isinstance(elements, np.ndarray) and split.decode is None and split.source.in_memory
     buckets = any(pad.bucket for pad in split.pads.values())
@@ -78,9 +78,9 @@ def bytes_of(split: Split) -> int:
     return example * split.examples
 
 
-def order_of(way: str, split: Split) -> str:
+def order_of(where: str, split: Split) -> str:
     """Which of the two orders a way has: `resident`, any example anywhere; `streaming`, block after block."""
-    in_a_row = way == "streaming" and not isinstance(split.elements(), np.ndarray)
+    in_a_row = where == "streaming" and not isinstance(split.elements(), np.ndarray)
     return "streaming" if in_a_row else "resident"
 
 
@@ -92,23 +92,23 @@ def with_order(order: str, split: Split, share: Share) -> str:
     """
     if order == "streaming":
         return "streaming"
-    way = residency("auto", split, share)
-    return way if order_of(way, split) == order else residency("host", split, share)
+    where = residency("auto", split, share)
+    return where if order_of(where, split) == order else residency("host", split, share)
 
 
-def training_feed(way: str, split: Split, share: Share, batch: int, seed: int) -> Feed:
+def training_feed(where: str, split: Split, share: Share, batch: int, seed: int) -> Feed:
     """Endless batches in the order that `seed` gives.
 
     Args:
-      way: one of `WAYS`, from `residency`.
+      where: one of `WAYS`, from `residency`.
       split: prepared.
       share: whose replicas take the batches.
       batch: rows of one `draw`, over all workers and replicas and accumulated batches.
       seed: the order's.
     """
-    return WAYS[way](split, share, batch, seed)
+    return WAYS[where](split, share, batch, seed)
 
 
-def evaluation_feed(way: str, split: Split, share: Share, batch: int) -> Feed:
+def evaluation_feed(where: str, split: Split, share: Share, batch: int) -> Feed:
     """Every example once, in order, with `feed.MASK`; arguments as of `training_feed`."""
-    return WAYS[way](split, share, batch, None)
+    return WAYS[where](split, share, batch, None)

@@ -65,10 +65,10 @@ def reading(feed: Feed, step: int, n: int) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        told = feed.fault(step, n)
-        if told is None:
+        refusal = feed.fault(step, n)
+        if refusal is None:
             raise
-        raise told from error
+        raise refusal from error
 
 
 def permutation(seed: int, examples: int, epoch: int) -> np.ndarray:

@@ -38,11 +38,11 @@ def of_files(files: Iterable[Path], root: Path) -> str:
     """
     files = sorted(files)
     step = -(-len(files) // MOST_FILES) or 1
-    told = []
+    rows = []
     for i, file in enumerate(files):
         ends = _ends(file) if i % step == 0 else ""
-        told.append([file.relative_to(root).as_posix(), file.stat().st_size, ends])
-    return fingerprint(told)
+        rows.append([file.relative_to(root).as_posix(), file.stat().st_size, ends])
+    return fingerprint(rows)
 
 
 def _ends(file: Path) -> str:

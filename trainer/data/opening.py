@@ -118,8 +118,8 @@ def _kinds(head: str) -> dict[str, str]:
 def _near(head: str) -> str:
     """Names like this one, among sets and what lies in the same folder."""
     path = Path(head).expanduser()
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    names = [n for n in there if not n.startswith(".")] if "/" in head or "." in head else []
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = [n for n in siblings if not n.startswith(".")] if "/" in head or "." in head else []
     hint = near(path.name, names) if names else near(head, set_names())
     return hint if hint.startswith("Did you mean") else ""
 
@@ -186,8 +186,8 @@ def _from_path(call: Call, path: Path, bad: str) -> Source:
         return _made(call, flag, open_files, bad)
     if ".json" in found and (path / "dataset_info.json").is_file():
         return _can_skip(TfdsSource(name, tfds.builder_from_directory(path)), bad)
-    there = listing(sorted(f"*{suffix}" for suffix in found), 8)
-    raise UserError(f"{flag}: there is nothing in it that is known as data, only {there}. {_OWN}")
+    siblings = listing(sorted(f"*{suffix}" for suffix in found), 8)
+    raise UserError(f"{flag}: there is nothing in it that is known as data, only {siblings}. {_OWN}")
 
 
 def _made(call: Call, flag: str, open_it: Callable[..., Any], bad: str) -> Source:

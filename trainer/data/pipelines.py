@@ -144,7 +144,7 @@ class _Pipeline:
         def ready(step: int) -> tf.data.Dataset:
             return batches(step).map(shaped).prefetch(AHEAD)
 
-        def told(step: int, n: int) -> UserError | None:
+        def find_fault(step: int, n: int) -> UserError | None:
             return fault(self.split, elements(step, n + AHEAD).map(lambda rows, real: rows).unbatch())
 
         with tf.device("CPU:0"):
@@ -158,7 +158,7 @@ class _Pipeline:
             (share.worker, share.workers),
             share.accumulate if self.seed is not None else 1,
             {name: self.split.pads[name] for name in self.split.padded},
-            told,
+            find_fault,
             waited,
             share.strategy,
         )

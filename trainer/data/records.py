@@ -101,8 +101,8 @@ def telling(split: Split, elements: Callable[[], tf.data.Dataset]) -> Iterator[N
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        told = fault(split, elements())
-        raise (told or error) from error
+        refusal = fault(split, elements())
+        raise (refusal or error) from error
 
 
 def fault(split: Split, elements: tf.data.Dataset) -> UserError | None:

@@ -117,16 +117,16 @@ class Split:
         sizes = self.source.sizes()
         if not sizes:
             return None
-        there = f"There is: {listing(f'{n} ({size})' for n, size in sizes.items())}."
+        known = f"There is: {listing(f'{n} ({size})' for n, size in sizes.items())}."
         try:
             examples = sum(stop - start for _, start, stop in parts(self.name, sizes))
         except (ValueError, AssertionError, KeyError) as error:
-            way = _cut(self, sizes) if self.flag == "--eval_split" else ""
+            remedy = _cut(self, sizes) if self.flag == "--eval_split" else ""
             raise UserError(
-                f"{self.flag}={self.name}: not a split of {self.source.name}. {there}{way}"
+                f"{self.flag}={self.name}: not a split of {self.source.name}. {known}{remedy}"
             ) from error
         if examples <= 0:
-            raise UserError(f"{self.flag}={self.name}: has no examples in {self.source.name}. {there}")
+            raise UserError(f"{self.flag}={self.name}: has no examples in {self.source.name}. {known}")
         return examples
 
     @property
@@ -246,8 +246,8 @@ def shared(one: str, other: str, sizes: Mapping[str, int]) -> int:
     count = 0
     for name, first, stop in parts(other, sizes):
         seen = np.zeros(max(stop - first, 0), bool)
-        for there, start, end in parts(one, sizes):
-            if there == name:
+        for known, start, end in parts(one, sizes):
+            if known == name:
                 seen[max(start - first, 0) : max(end - first, 0)] = True
         count += int(seen.sum())
     return count

@@ -25,7 +25,7 @@ class Streaming:
       workers: (index, count) of the processes that share each batch.
       accumulate: each batch is this many batches in a row, and each of those is shared.
       pads: by feature, how examples of different lengths are brought to one.
-      told: (step, n) -> what is wrong with the first bad example of these steps; None for nothing.
+      find_fault: (step, n) -> what is wrong with the first bad example of these steps; None for nothing.
       clock: float64, seconds that steps waited for their batches since it was last set to 0.
       strategy: through which workers tell each other how long their examples are.
     """
@@ -38,7 +38,7 @@ class Streaming:
     workers: tuple[int, int] = (0, 1)
     accumulate: int = 1
     pads: Mapping[str, Pad] = dataclasses.field(default_factory=dict)
-    told: Callable[[int, int], UserError | None] = lambda step, n: None
+    find_fault: Callable[[int, int], UserError | None] = lambda step, n: None
     clock: tf.Variable | None = None
     strategy: tf.distribute.Strategy | None = None
     _iterators: list[Any] = dataclasses.field(default_factory=list)
@@ -93,7 +93,7 @@ class Streaming:
     def fault(self, step: int, n: int) -> UserError | None:
         """What is wrong with the first bad example of these steps, and of those that are read ahead."""
         self._position = -1  # the pipeline is broken
-        return self.told(step, n)
+        return self.find_fault(step, n)
 
     def waited(self) -> float | None:
         """Seconds that steps have waited for their batches since it was asked last."""
@@ -108,13 +108,13 @@ class Streaming:
         names = list(self.pads)
         own = tf.stack([tf.cast(tf.shape(drawn[name])[1], tf.int64) for name in names])
 
-        def told() -> tf.Tensor:
+        def own_row() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             here = tf.range(context.num_replicas_in_sync) == context.replica_id_in_sync_group
             return tf.where(here[:, None], own, 0)
 
         assert self.strategy is not None
-        every = self.strategy.reduce("SUM", self.strategy.run(told), axis=None)
+        every = self.strategy.reduce("SUM", self.strategy.run(own_row), axis=None)
         longest = tf.unstack(tf.cast(tf.reduce_max(every, 0), tf.int32))
         for name, length in zip(names, longest, strict=True):
             mask = longer(drawn[mask_of(name)], length, False)

@@ -56,8 +56,8 @@ def _check_path(name: str, text: str) -> None:
     if name == "plan_out" and os.path.lexists(path) and not path.is_file():
         raise UserError(f"{where}: is there and is no file, so it is not written over. Name another.")
     made = path if name in ("workdir", "data_dir") else path.parent
-    there = next((p for p in (made, *made.parents) if os.path.lexists(p)), made)
-    if not there.is_dir():
-        raise UserError(f"{where}: {there} is no directory. Name another place.")
-    if there != made and not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{where}: cannot be made: {there} is not yours to write in. Name another place.")
+    ancestor = next((p for p in (made, *made.parents) if os.path.lexists(p)), made)
+    if not ancestor.is_dir():
+        raise UserError(f"{where}: {ancestor} is no directory. Name another place.")
+    if ancestor != made and not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f"{where}: cannot be made: {ancestor} is not yours to write in. Name another place.")

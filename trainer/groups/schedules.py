@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.errors import UserError, blame, near, told
+from trainer.errors import UserError, blame, message_of, near
 from trainer.flags.calls import Call, check_call, parse_call, signature_of, signature_text
 from trainer.flags.durations import Clock, Duration
 
@@ -239,7 +239,7 @@ def build(call: Call, clock: Clock, length: int, flag: str) -> Schedule:
         raise
     except BaseException as error:  # A custom schedule may raise anything.
         hint = " (the step is an int64 tensor)" if isinstance(error, TypeError) else ""
-        what = told(error) if isinstance(error, ValueError) else f"the schedule {blame(error)}{hint}"
+        what = message_of(error) if isinstance(error, ValueError) else f"the schedule {blame(error)}{hint}"
         raise UserError(f"{flag}: {call.text}: {what.removesuffix('.')}.") from error
     return rate
 

@@ -45,8 +45,8 @@ def f1_macro(labels: np.ndarray, predicted: np.ndarray) -> float:
     """
     classes = int(max(np.max(labels), np.max(predicted))) + 1
     confusion = confusion_matrix(labels, predicted, classes)
-    there = confusion.sum(0) + confusion.sum(1) > 0
-    return float(per_class(confusion)[there, 2].mean())
+    present = confusion.sum(0) + confusion.sum(1) > 0
+    return float(per_class(confusion)[present, 2].mean())
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -113,18 +113,18 @@ class _Export:
     @property
     def plain(self) -> Signature:
         """The way that takes what the model's own code does: decoded examples."""
-        return next((way for way in self.ways if way.name == "decoded"), self.ways[0])
+        return next((signature for signature in self.ways if signature.name == "decoded"), self.ways[0])
 
     @property
     def model(self) -> Any:
         """With its weights."""
         return self.served.built.model
 
-    def outputs(self, way: Signature) -> dict[str, tf.Tensor]:
+    def outputs(self, signature: Signature) -> dict[str, tf.Tensor]:
         """Of the model itself, on the examples."""
-        function = tf.function(lambda batch: way.function(self.model, batch))
-        function(way.examples)  # once before, so that what an output draws at random comes out another
-        return function(way.examples)
+        function = tf.function(lambda batch: signature.function(self.model, batch))
+        function(signature.examples)  # once before, so that what an output draws at random comes out another
+        return function(signature.examples)
 
 
 def _written(export: _Export, formats: Sequence[str], target: Path, stop: Stop) -> list[tuple[str, str]]:
@@ -154,41 +154,45 @@ Saved = tuple[tuple[str, str], str]  # a row for the table, and a sentence for t
 def _save(export: _Export, aside: Path) -> Saved:
     """Writes the SavedModel."""
     holder = _holder(export)
-    concrete = {way.name: _concrete(export, way) for way in export.ways}
-    wanted = {way.name: export.outputs(way) for way in export.ways}
+    concrete = {each.name: _concrete(export, each) for each in export.ways}
+    wanted = {each.name: export.outputs(each) for each in export.ways}
     guarded(
         lambda: tf.saved_model.save(holder, str(aside), signatures=concrete),
         "--mode=export: saving the model",
     )
     loaded = tf.saved_model.load(str(aside)).signatures
     said = []
-    for way in export.ways:
-        given = {name: tf.constant(array) for name, array in way.examples.items()}
-        said.append(f"{_compared(wanted[way.name], loaded[way.name](**given), f'SavedModel ({way.name})')}")
-    lines = [f"`{way.name}` takes {shown(way.specs)}. {way.about}" for way in export.ways]
+    for each in export.ways:
+        given = {name: tf.constant(array) for name, array in each.examples.items()}
+        said.append(
+            f"{_compared(wanted[each.name], loaded[each.name](**given), f'SavedModel ({each.name})')}"
+        )
+    lines = [
+        f"`{signature.name}` takes {shown(signature.specs)}. {signature.about}" for signature in export.ways
+    ]
     sentence = "The directory is a SavedModel. Its signatures:\n\n" + "\n".join(f"- {line}" for line in lines)
     return ("SavedModel read back", said[0]), sentence
 
 
-def _concrete(export: _Export, way: Signature) -> Any:
+def _concrete(export: _Export, signature: Signature) -> Any:
     """A signature as a concrete function with named arguments."""
 
     @tf.function
     def call(**batch: tf.Tensor) -> dict[str, tf.Tensor]:
-        return way.function(export.model, batch)
+        return signature.function(export.model, batch)
 
-    named = {name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in way.specs.items()}
+    named = {name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in signature.specs.items()}
     return call.get_concrete_function(**named)
 
 
 def _save_keras(export: _Export, aside: Path) -> Saved:
     """Writes `model.keras` into the directory, unless Keras cannot read it back and nobody asked for it."""
-    path, model, way = aside / "model.keras", export.model, export.plain
-    wanted = way.function(model, way.examples)
+    path, model, signature = aside / "model.keras", export.model, export.plain
+    wanted = signature.function(model, signature.examples)
     try:
         model.save(path)
         # Safe, as it is the file that was just written.
-        got = way.function(keras.models.load_model(path, compile=False), way.examples)
+        got = signature.function(keras.models.load_model(path, compile=False), signature.examples)
     except Exception as error:  # what a layer of the user's raises
         path.unlink(missing_ok=True)
         said = f"model.keras is left out, as Keras cannot read this model back: {error}"
@@ -207,8 +211,8 @@ def _save_tflite(export: _Export, aside: Path) -> Saved:
     Raises:
       UserError: the model needs others; names them.
     """
-    way, path, holder = export.plain, aside / "model.tflite", _holder(export)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([_concrete(export, way)], holder)
+    signature, path, holder = export.plain, aside / "model.tflite", _holder(export)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([_concrete(export, signature)], holder)
     try:
         with silent():  # the whole stack for each operation
             content = converter.convert()
@@ -223,10 +227,10 @@ def _save_tflite(export: _Export, aside: Path) -> Saved:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this interpreter will move into a package of its own
         call = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
-    given = {name: np.asarray(array) for name, array in way.examples.items()}
+    given = {name: np.asarray(array) for name, array in signature.examples.items()}
     got = {name: tf.constant(array) for name, array in call(**given).items()}
-    sentence = f"`model.tflite` takes {shown(way.specs)}. {way.about}"
-    return ("model.tflite read back", _compared(export.outputs(way), got, "model.tflite")), sentence
+    sentence = f"`model.tflite` takes {shown(signature.specs)}. {signature.about}"
+    return ("model.tflite read back", _compared(export.outputs(signature), got, "model.tflite")), sentence
 
 
 def _holder(export: _Export) -> tf.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 from trainer.checkpoints import files
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
-from trainer.readers import Source, open_source
+from trainer.readers import WeightsFile, open_source
 from trainer.report.screen import Screen
 from trainer.restore.decide import BY_POSITION
 from trainer.restore.match import match
@@ -41,7 +41,7 @@ def run(config: Config) -> int:
     return 0
 
 
-def _fit(config: Config, source: Source, rules: Rules, screen: Screen) -> None:
+def _fit(config: Config, source: WeightsFile, rules: Rules, screen: Screen) -> None:
     # Only here: without a model no device is touched.
     from trainer.run.build import build_model
 

@@ -44,8 +44,8 @@ def _read(name: str, flag: str) -> History:
     path = Path(name).expanduser()
     history = History.read(path)
     if not history:
-        there = path.parent.iterdir() if path.parent.is_dir() else ()
-        hint = "" if path.is_dir() else f" {near(path.name, [p.name for p in there])}"
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        hint = "" if path.is_dir() else f" {near(path.name, [p.name for p in siblings])}"
         raise UserError(
             f"--{flag}={name}: no run has left anything there (no metrics.jsonl and no plan.json).{hint}"
         )

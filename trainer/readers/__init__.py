@@ -20,14 +20,14 @@ from pathlib import Path
 
 from trainer.errors import UserError, near
 from trainer.readers import keras_h5, npz, safetensors_file, sharded, tf_checkpoint, tf_index, torch_file
-from trainer.readers.source import Source, Spec, damaged, refuse
+from trainer.readers.source import Spec, WeightsFile, damaged, refuse
 
-__all__ = ["Source", "Spec", "open_source"]
+__all__ = ["Spec", "WeightsFile", "open_source"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> Source:
+def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> WeightsFile:
     """Opens a file or directory of weights; arrays are read when asked for.
 
     Args:
@@ -50,7 +50,7 @@ def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> S
     return source
 
 
-def _open(place: Path, path: str, weights: str, flag: str) -> Source:
+def _open(place: Path, path: str, weights: str, flag: str) -> WeightsFile:
     prefix = tf_checkpoint.find(place, path, flag)
     if prefix is not None:
         return tf_checkpoint.open_checkpoint(prefix, path, weights, flag)
@@ -78,7 +78,7 @@ def _open(place: Path, path: str, weights: str, flag: str) -> Source:
     raise refuse(flag, path, _why_not(place, head, tail))
 
 
-def _open_zip(place: Path, path: str, flag: str) -> Source:
+def _open_zip(place: Path, path: str, flag: str) -> WeightsFile:
     with zipfile.ZipFile(place) as archive:
         names = archive.namelist()
     if keras_h5.WEIGHTS in names:

@@ -70,11 +70,11 @@ def open_hdf5(file: Path) -> Layout:
     Raises:
       ValueError: damaged, links out of the file, data that is not numbers or not all there.
     """
-    told = json.loads(_child(file))
+    description = json.loads(_child(file))
     length = file.stat().st_size
-    legacy = bool(told["legacy"])
+    legacy = bool(description["legacy"])
     datasets: dict[str, Dataset] = {}
-    for entry in told["datasets"]:
+    for entry in description["datasets"]:
         path = _slashes(entry["path"], legacy)
         shape = tuple(int(dimension) for dimension in entry["shape"])
         stored = np_dtype(entry["dtype"])
@@ -85,8 +85,8 @@ def open_hdf5(file: Path) -> Layout:
         if path in datasets:
             raise ValueError(f"{path!r} is there twice")
         datasets[path] = Dataset(Spec(shape, stored.name), entry["dtype"], entry["path"], offset)
-    groups = {_slashes(path, legacy): name for path, name in told["groups"].items()}
-    layers = tuple((layer, tuple(paths)) for layer, paths in told["order"])
+    groups = {_slashes(path, legacy): name for path, name in description["groups"].items()}
+    layers = tuple((layer, tuple(paths)) for layer, paths in description["order"])
     return Layout(file, legacy, groups, datasets, layers)
 
 

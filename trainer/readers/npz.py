@@ -7,13 +7,13 @@ from typing import IO
 import numpy as np
 
 from trainer.readers import buffers
-from trainer.readers.source import Source, Spec, damaged, looks_like_torch, refuse, split_state
+from trainer.readers.source import Spec, WeightsFile, damaged, looks_like_torch, refuse, split_state
 
 # Deflate cannot pack tighter than about 1 : 1032; honest weights are far from 1 : 50.
 _RATIO, _FREE = 50, 1 << 28
 
 
-def open_npz(place: Path, path: str, flag: str) -> Source:
+def open_npz(place: Path, path: str, flag: str) -> WeightsFile:
     """Opens an `.npz` file.
 
     Raises:
@@ -53,7 +53,7 @@ def open_npz(place: Path, path: str, flag: str) -> Source:
                 raise ValueError("it has more data than it announces")
         return data.reshape(spec.shape[::-1]).T if turned else data.reshape(spec.shape)
 
-    return Source(
+    return WeightsFile(
         "NumPy .npz", path, specs, ignored, flag, fetch, torch=looks_like_torch(found), neutral=True
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from trainer.errors import UserError
 from trainer.readers import buffers
-from trainer.readers.source import Source, Spec, damaged, looks_like_torch, np_dtype, refuse, split_state
+from trainer.readers.source import Spec, WeightsFile, damaged, looks_like_torch, np_dtype, refuse, split_state
 
 _DTYPES = {
     "F64": "float64",
@@ -33,7 +33,7 @@ def looks_like(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\x00\x00"
 
 
-def open_safetensors(place: Path, path: str, flag: str) -> Source:
+def open_safetensors(place: Path, path: str, flag: str) -> WeightsFile:
     """Opens a `.safetensors` file.
 
     Raises:
@@ -70,7 +70,7 @@ def open_safetensors(place: Path, path: str, flag: str) -> Source:
         data = buffers.part(place, starts[name], spec.bytes)
         return data.view(np_dtype(spec.dtype)).reshape(spec.shape)
 
-    return Source("safetensors file", path, kept, ignored, flag, fetch, torch=torch, neutral=True)
+    return WeightsFile("safetensors file", path, kept, ignored, flag, fetch, torch=torch, neutral=True)
 
 
 def _starts(place: Path) -> dict[str, int]:
@@ -79,5 +79,7 @@ def _starts(place: Path) -> dict[str, int]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     return {
-        name: 8 + length + told["data_offsets"][0] for name, told in header.items() if name != "__metadata__"
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
     }

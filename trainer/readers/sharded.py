@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.readers.source import Source, damaged, refuse
+from trainer.readers.source import WeightsFile, damaged, refuse
 
 _MOST = 1 << 28  # bytes of an index
 _FILES = 10_000
@@ -20,7 +20,7 @@ def looks_like(place: Path, head: bytes) -> bool:
     return place.name.endswith(".json") and head.lstrip()[:1] == b"{"
 
 
-def open_sharded(place: Path, path: str, flag: str, open_one: Callable[[Path], Source]) -> Source:
+def open_sharded(place: Path, path: str, flag: str, open_one: Callable[[Path], WeightsFile]) -> WeightsFile:
     """Opens all shards of an index as one source.
 
     Args:
@@ -35,7 +35,7 @@ def open_sharded(place: Path, path: str, flag: str, open_one: Callable[[Path], S
     """
     shards = _shards(place, path, flag)
     sources = {file: open_one(place.with_name(file)) for file in sorted(set(shards.values()))}
-    everything: dict[str, Source] = {}
+    everything: dict[str, WeightsFile] = {}
     ignored: list[str] = []
     for file, source in sources.items():
         if source.keras:
@@ -58,7 +58,7 @@ def open_sharded(place: Path, path: str, flag: str, open_one: Callable[[Path], S
     kind = f"{len(sources)} shards, each a {' or '.join(kinds)}"
     torch = any(source.torch for source in sources.values())
     neutral = all(source.neutral for source in sources.values())
-    return Source(kind, path, specs, tuple(ignored), flag, fetch, torch=torch, neutral=neutral)
+    return WeightsFile(kind, path, specs, tuple(ignored), flag, fetch, torch=torch, neutral=neutral)
 
 
 def _shards(place: Path, path: str, flag: str) -> dict[str, str]:
@@ -66,10 +66,10 @@ def _shards(place: Path, path: str, flag: str) -> dict[str, str]:
     try:
         if place.stat().st_size > _MOST:
             raise ValueError(f"it has {place.stat().st_size} bytes")
-        told = json.loads(place.read_bytes())
+        content = json.loads(place.read_bytes())
     except (ValueError, RecursionError) as error:
         raise damaged(flag, path, error) from error
-    shards = told.get("weight_map") if isinstance(told, dict) else None
+    shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
         raise refuse(flag, path, "is a .json file, but no index of shards (no weight_map in it).")
     if len(set(map(str, shards.values()))) > _FILES:

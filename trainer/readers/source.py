@@ -69,7 +69,7 @@ class Edges:
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsFile:
     """The weights in a file, by name, without having read them.
 
     Attributes:

@@ -19,7 +19,7 @@ from trainer.checkpoints import manifest
 from trainer.checkpoints.manifest import Entry
 from trainer.errors import UserError, listing
 from trainer.readers import object_graph, slots, tf_index
-from trainer.readers.source import Edges, Source, Spec, damaged, is_state, refuse
+from trainer.readers.source import Edges, Spec, WeightsFile, damaged, is_state, refuse
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ATTRIBUTE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -112,7 +112,7 @@ def _vouched(entries: Sequence[Entry], path: str, flag: str) -> Prefix:
     raise refuse(flag, path, f"no checkpoint in it is whole ({listing(reasons)}). Use another one.")
 
 
-def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Source:
+def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> WeightsFile:
     """Opens a checkpoint that `find` found.
 
     Raises:
@@ -147,7 +147,7 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
         return reader.get_tensor(keys[name])
 
     specs = {name: held[key] for name, key in keys.items()}
-    return Source(kind, path, specs, tuple(state), flag, fetch, edges=graph)
+    return WeightsFile(kind, path, specs, tuple(state), flag, fetch, edges=graph)
 
 
 Named = tuple[str, dict[str, str], list[str], dict[str, str], Edges | None]

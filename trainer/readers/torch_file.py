@@ -17,7 +17,7 @@ import numpy as np
 
 from trainer.errors import UserError
 from trainer.readers import buffers, torch_pickle
-from trainer.readers.source import Source, Spec, damaged, np_dtype, refuse, size, split_state
+from trainer.readers.source import Spec, WeightsFile, damaged, np_dtype, refuse, size, split_state
 from trainer.readers.torch_pickle import Tensor
 
 _PICKLE = re.compile(r"([^/]+/)?data\.pkl")
@@ -28,7 +28,7 @@ _LEAVES, _DEEPEST = 1_000_000, 32
 _LOCAL = 30  # bytes of a zip's local header before its two texts
 
 
-def open_torch(place: Path, path: str, flag: str) -> Source:
+def open_torch(place: Path, path: str, flag: str) -> WeightsFile:
     """Opens a PyTorch state dict, or a dictionary that holds one.
 
     Raises:
@@ -45,8 +45,8 @@ def open_torch(place: Path, path: str, flag: str) -> Source:
                 raise ValueError(f"its byte order is {order[:20]!r}")
             if members[pickle].compress_type != zipfile.ZIP_STORED:
                 raise ValueError("its pickle is compressed, which PyTorch never does")
-            told = torch_pickle.load(archive.read(pickle))
-        tensors = _named(told)
+            contents = torch_pickle.load(archive.read(pickle))
+        tensors = _named(contents)
         starts = _starts(
             place, members, {t.storage.key: f"{front}data/{t.storage.key}" for t in tensors.values()}
         )
@@ -66,13 +66,13 @@ def open_torch(place: Path, path: str, flag: str) -> Source:
         return _read(place, member, starts[tensor.storage.key], tensor, order.decode())
 
     kept = {short: Spec(tensors[name].shape, tensors[name].dtype) for short, name in names.items()}
-    return Source("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True, neutral=True)
+    return WeightsFile("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True, neutral=True)
 
 
-def _named(told: Any) -> dict[str, Tensor]:
+def _named(contents: Any) -> dict[str, Tensor]:
     """`{name: tensor}` of dictionaries, one within another."""
     found: dict[str, Tensor] = {}
-    for name, tensor in _leaves(told, "", 0, [0]):
+    for name, tensor in _leaves(contents, "", 0, [0]):
         if name in found:
             raise ValueError(f"two tensors of it are called {name!r}")
         found[name] = tensor

@@ -166,14 +166,14 @@ class _Machine:
             held[key] = value
 
     def storage(self) -> None:
-        told = self.pop()
-        fits = isinstance(told, tuple) and len(told) == 5 and told[0] == "storage"
-        if not fits or not isinstance(told[1], _Name) or not isinstance(told[2], str):
+        persistent = self.pop()
+        fits = isinstance(persistent, tuple) and len(persistent) == 5 and persistent[0] == "storage"
+        if not fits or not isinstance(persistent[1], _Name) or not isinstance(persistent[2], str):
             raise ValueError("its pickle refers to something that is no storage")
-        size = told[4]
+        size = persistent[4]
         if not isinstance(size, int) or size < 0:
             raise ValueError(f"a storage of it has {size!r} numbers")
-        self.push(Storage(told[2], _STORAGES.get(told[1].name), size))
+        self.push(Storage(persistent[2], _STORAGES.get(persistent[1].name), size))
 
     def build(self) -> None:
         # The state of a dictionary is what `state_dict` notes about versions (`_metadata`): not needed.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trainer.errors import told
+from trainer.errors import message_of
 from trainer.report import summaries
 from trainer.report.curves import Curves
 from trainer.report.records import Records
@@ -253,7 +253,7 @@ class Reporter:
         try:
             self._stop = hook(dict(record)) is STOP or self._stop
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
-            self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {told(error)}")
+            self.warn(f"{name} raised {type(error).__name__} at step {record['step']}: {message_of(error)}")
 
     def _call_each(self, record: dict[str, Any]) -> None:
         for hook in self._hooks.on_record:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.restore import edges, keras_order, layouts
 from trainer.restore.layouts import Conversion
 from trainer.restore.rules import Adapt, Rules
@@ -20,7 +20,7 @@ SAME_NAME = "same name"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Decision:
     """What becomes of one variable of the model.
 
     Attributes:
@@ -71,7 +71,7 @@ class Places:
     doubts: Mapping[str, str] = field(default_factory=dict)
 
 
-def places(model: Any, variables: Sequence[ModelVariable], source: Source) -> Places:
+def places(model: Any, variables: Sequence[ModelVariable], source: WeightsFile) -> Places:
     """What Keras itself would take, for a file of Keras's; nothing for other sources.
 
     Args:
@@ -95,7 +95,7 @@ def places(model: Any, variables: Sequence[ModelVariable], source: Source) -> Pl
     return Places({v: name for v, name in order.items() if v not in same and name not in used})
 
 
-def _along(model: Any, variables: Sequence[ModelVariable], source: Source) -> Places:
+def _along(model: Any, variables: Sequence[ModelVariable], source: WeightsFile) -> Places:
     """By the edges of an object graph, where they lead to everything and the names do not."""
     assert source.edges is not None
     taken = edges.by_edges(model, variables, source.edges)
@@ -141,24 +141,24 @@ def names_of(variable: ModelVariable) -> tuple[str, ...]:
     return (variable.name, *variable.aliases)
 
 
-def decide(variable: ModelVariable, source: Source, rules: Rules, known: Places) -> Entry:
+def decide(variable: ModelVariable, source: WeightsFile, rules: Rules, known: Places) -> Decision:
     """What becomes of a variable: see `match.py` for the order of the rules."""
     if variable.random:
-        return Entry(variable, (), "random state is never restored")
+        return Decision(variable, (), "random state is never restored")
     names = names_of(variable)
     # A shared variable is used under each of its names, and left alone where all of them are skipped.
     kept = [name for name in names if not any(skip.fullmatch(name) for skip in rules.skip)]
     if not kept:
         skip = next(skip for skip in rules.skip if skip.fullmatch(variable.name))
-        return Entry(variable, (), f"--init_skip={skip.pattern}")
+        return Decision(variable, (), f"--init_skip={skip.pattern}")
     only = next((o for o in rules.only if _hit(o, kept)), None)
     if rules.only and only is None:
-        return Entry(variable, (), "not in --init_only")
+        return Decision(variable, (), "not in --init_only")
     adapt = next((a for a in rules.adapt if _hit(a.pattern, kept)), None)
     if adapt and adapt.sources:
         match = _hit(adapt.pattern, kept)
         assert match is not None
-        return Entry(variable, tuple(match.expand(text) for text in adapt.sources), adapt.text, adapt)
+        return Decision(variable, tuple(match.expand(text) for text in adapt.sources), adapt.text, adapt)
     for rename in rules.rename:
         if match := _hit(rename.pattern, kept):
             return _found(variable, [match.expand(rename.replacement)], rename.text, adapt, source, rules)
@@ -166,12 +166,12 @@ def decide(variable: ModelVariable, source: Source, rules: Rules, known: Places)
     if variable.name in known.names:
         place = known.names[variable.name]
         rule = by or SAME_NAME if place in kept else known.rule
-        return Entry(variable, (place,), BY_POSITION if known.positional else rule, adapt)
+        return Decision(variable, (place,), BY_POSITION if known.positional else rule, adapt)
     if known.positional:
         why = "" if known.refusal else "Keras's load_weights does not reach it"
-        return Entry(variable, (kept[0],), BY_POSITION, adapt, problem=why or known.refusal)
+        return Decision(variable, (kept[0],), BY_POSITION, adapt, problem=why or known.refusal)
     if variable.name in known.doubts:
-        return Entry(variable, (kept[0],), SAME_NAME, adapt, problem=known.doubts[variable.name])
+        return Decision(variable, (kept[0],), SAME_NAME, adapt, problem=known.doubts[variable.name])
     return _found(variable, kept, by or SAME_NAME, adapt, source, rules)
 
 
@@ -184,12 +184,12 @@ def _found(
     names: Sequence[str],
     rule: str,
     adapt: Adapt | None,
-    source: Source,
+    source: WeightsFile,
     rules: Rules,
-) -> Entry:
+) -> Decision:
     """The entry of a variable that is looked for under `names`, in the layout of the source."""
     if rules.layout == "torch":
         found = layouts.from_torch(variable, names, source.specs, adapt is not None)
-        return Entry(variable, found.sources, rule, adapt, found.conversion, found.problem)
+        return Decision(variable, found.sources, rule, adapt, found.conversion, found.problem)
     name = next((name for name in names if name in source.specs), names[0])
-    return Entry(variable, (name,), rule, adapt)
+    return Decision(variable, (name,), rule, adapt)

@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.readers.source import Spec
 from trainer.restore.flat_images import before_flatten
 from trainer.restore.torch_kinds import CELLS, TRANSPOSED, Conversion, Kind, kind_of, last_word, matrix, one
 
 if TYPE_CHECKING:
-    from trainer.restore.decide import Entry
+    from trainer.restore.decide import Decision
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Found:
     problem: str = ""
 
 
-def unstated(source: Source, layout: str) -> str:
+def unstated(source: WeightsFile, layout: str) -> str:
     """The problem of a file whose layout must be stated and is not; "" for none."""
     if source.torch and not layout:
         return (
@@ -71,7 +71,7 @@ def from_torch(
     return Found((_dotted(names[0], word),))
 
 
-def flattened(model: Any, entries: Sequence["Entry"], layout: str) -> Iterator[str]:
+def flattened(model: Any, entries: Sequence["Decision"], layout: str) -> Iterator[str]:
     """The problems of arrays behind a flattened image that no `--init_adapt` speaks of."""
     open_ = {e.variable.name for e in entries if layout == "torch" and e.sources and not e.adapt}
     for variable, shape in flat_variables(model, [e.variable for e in entries if e.variable.name in open_]):

@@ -24,10 +24,10 @@ import tensorflow as tf
 from trainer.errors import UserError, listing, near
 from trainer.flags.patterns import check_bounded
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.readers.source import Spec, np_dtype
 from trainer.restore import layouts
-from trainer.restore.decide import Entry, Places, decide, names_of, places
+from trainer.restore.decide import Decision, Places, decide, names_of, places
 from trainer.restore.rules import Rules
 from trainer.restore.values import Values, shape_of
 
@@ -45,9 +45,9 @@ class Matched:
       leftover: weights of the source that nothing takes and no rule excludes, where that is no fault.
     """
 
-    source: Source
+    source: WeightsFile
     rules: Rules
-    entries: tuple[Entry, ...]
+    entries: tuple[Decision, ...]
     problems: tuple[str, ...]
     unfit: frozenset[str]
     leftover: tuple[str, ...] = ()
@@ -61,7 +61,9 @@ class Matched:
         return {e.variable.name: f"{e.source} ({self.source.kind})" for e in self.entries if e.source}
 
 
-def match(variables: Sequence[ModelVariable], source: Source, rules: Rules, model: Any = None) -> Matched:
+def match(
+    variables: Sequence[ModelVariable], source: WeightsFile, rules: Rules, model: Any = None
+) -> Matched:
     """Which weight each variable starts from. Reads no weights; what does not fit is in `problems`.
 
     Args:
@@ -119,14 +121,14 @@ def load(matched: Matched) -> Values:
     return values
 
 
-def _there(entry: Entry, source: Source) -> bool:
+def _there(entry: Decision, source: WeightsFile) -> bool:
     return bool(entry.sources) and not entry.problem and all(n in source.specs for n in entry.sources)
 
 
 # What is wrong
 
 
-def _refused(entries: Sequence[Entry], known: Places) -> Iterator[str]:
+def _refused(entries: Sequence[Decision], known: Places) -> Iterator[str]:
     """Variables that are to be restored from a file that stores positions, which Keras refuses."""
     open_ = [e.variable.name for e in entries if known.refusal and e.problem == known.refusal]
     if open_:
@@ -138,7 +140,7 @@ def _refused(entries: Sequence[Entry], known: Places) -> Iterator[str]:
         )
 
 
-def _missing(entries: Sequence[Entry], source: Source, known: Places) -> Iterator[str]:
+def _missing(entries: Sequence[Decision], source: WeightsFile, known: Places) -> Iterator[str]:
     gone = 0
     for entry in entries:
         if entry.problem:
@@ -155,7 +157,7 @@ def _missing(entries: Sequence[Entry], source: Source, known: Places) -> Iterato
             yield f" - {entry.variable.name}{asked}: not in the source.{hint}"
 
 
-def _unused(entries: Sequence[Entry], source: Source, rules: Rules) -> list[str]:
+def _unused(entries: Sequence[Decision], source: WeightsFile, rules: Rules) -> list[str]:
     """Weights of the source that nothing takes and no rule excludes."""
     used = {name for entry in entries for name in entry.sources}
     # A name of the model that is left alone, or started from elsewhere, is answered for.
@@ -174,7 +176,7 @@ def _extra(name: str, spec: Spec) -> str:
     return f" + {name} {_text(spec.shape, spec.dtype)}: in the source, and nothing takes it."
 
 
-def _unfit(entry: Entry, source: Source, rules: Rules) -> Iterator[str]:
+def _unfit(entry: Decision, source: WeightsFile, rules: Rules) -> Iterator[str]:
     """What is wrong with the shape and dtype of a weight that is there."""
     variable, spec = entry.variable, source.specs[entry.sources[0]]
     try:
@@ -197,7 +199,7 @@ def _unfit(entry: Entry, source: Source, rules: Rules) -> Iterator[str]:
 
 
 def _idle(
-    variables: Sequence[ModelVariable], entries: Sequence[Entry], source: Source, rules: Rules
+    variables: Sequence[ModelVariable], entries: Sequence[Decision], source: WeightsFile, rules: Rules
 ) -> Iterator[str]:
     """Rules that do nothing, each with its reason; and rules that together leave nothing to do."""
     if not any(entry.sources for entry in entries):
@@ -226,7 +228,7 @@ def _text(shape: Sequence[int], dtype: str) -> str:
     return f"{dtype}{list(shape)}"
 
 
-def _raise(source: Source, problems: Sequence[str]) -> None:
+def _raise(source: WeightsFile, problems: Sequence[str]) -> None:
     if problems:
         kinds: Mapping[str, list[str]] = {" -": [], " +": [], " !": []}
         for line in problems:
@@ -244,7 +246,7 @@ def _raise(source: Source, problems: Sequence[str]) -> None:
         )
 
 
-def _advice(source: Source) -> str:
+def _advice(source: WeightsFile) -> str:
     """Who proposes rules: the mode of a run, or the function of one's own code."""
     return "--mode=inspect" if source.flag.startswith("--") else "trainer.inspect_weights(path, model)"
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.errors import listing
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.readers.source import np_dtype
 from trainer.restore import keras_order, patterns, sides
 from trainer.restore.layouts import flat_variables
@@ -45,7 +45,7 @@ class Proposal:
 
 
 def propose(
-    variables: Sequence[ModelVariable], source: Source, layout: str = "", model: Any = None
+    variables: Sequence[ModelVariable], source: WeightsFile, layout: str = "", model: Any = None
 ) -> Proposal:
     """Rules under which as much as possible of `source` fits `variables`; reads no weights.
 
@@ -110,7 +110,7 @@ def _keras(
     ours: Sequence[Layer],
     theirs: Sequence[Layer],
     variables: Sequence[ModelVariable],
-    source: Source,
+    source: WeightsFile,
     model: Any,
 ) -> Pairs | None:
     """Keras's own order, where it would load the whole of a file whose names do not fit; None where not."""
@@ -169,7 +169,7 @@ def _words(ours: Layer, theirs: Layer) -> dict[str, str]:
 
 def _flags(
     variables: Sequence[ModelVariable],
-    source: Source,
+    source: WeightsFile,
     named: Mapping[str, str],
     used: Mapping[str, str],
     layout: str,
@@ -197,7 +197,7 @@ def _dots(rule: str) -> str:
     return left + arrow + right.replace("/", ".")
 
 
-def _packed(source: Source, used: Mapping[str, str], layout: str) -> set[str]:
+def _packed(source: WeightsFile, used: Mapping[str, str], layout: str) -> set[str]:
     """The second biases of recurrent layers, which come along with the first."""
     if layout != "torch":
         return set()
@@ -205,7 +205,7 @@ def _packed(source: Source, used: Mapping[str, str], layout: str) -> set[str]:
     return {n for n in source.specs if n.replace("bias_hh", "bias_ih") in taken}
 
 
-def _cast(variable: ModelVariable, source: Source, used: Mapping[str, str]) -> bool:
+def _cast(variable: ModelVariable, source: WeightsFile, used: Mapping[str, str]) -> bool:
     other = used.get(variable.name)
     if other is None or source.specs[other].dtype == variable.dtype.name:
         return False

@@ -14,7 +14,7 @@ from trainer.checkpoints import files
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
 from trainer.restore import pieces
-from trainer.restore.decide import Entry
+from trainer.restore.decide import Decision
 from trainer.restore.match import Matched
 from trainer.restore.values import Values
 
@@ -105,7 +105,7 @@ def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
 def _receipt(
     strategy: tf.distribute.Strategy,
     matched: Matched,
-    entry: Entry,
+    entry: Decision,
     before: Mapping[str, list[str]],
     wanted: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],

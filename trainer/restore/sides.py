@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.readers.keras_names import snake
 from trainer.restore.torch_kinds import CELLS, Kind, kind_of, stored_shape
 
@@ -75,14 +75,14 @@ def of_model(variables: Sequence[ModelVariable], layout: str) -> list[Layer]:
         words = {word: variable.shape}
         if layout == "torch":
             path, words = _torch_variable(variable, path, word)
-        for told, shape in words.items():
-            shapes.setdefault(path, {})[told] = shape
-            names.setdefault(path, {})[told] = variable.name
+        for word, shape in words.items():
+            shapes.setdefault(path, {})[word] = shape
+            names.setdefault(path, {})[word] = variable.name
         made_up[path] = _made_up(path.rpartition("/")[2], variable.layer)
     return [Layer(path, shapes[path], names[path], made_up[path]) for path in shapes]
 
 
-def of_source(source: Source, layout: str) -> list[Layer]:
+def of_source(source: WeightsFile, layout: str) -> list[Layer]:
     """The layers of a source in its order."""
     shapes: dict[str, dict[str, Shape]] = {}
     names: dict[str, dict[str, str]] = {}
@@ -107,7 +107,7 @@ def _torch_variable(variable: ModelVariable, path: str, word: str) -> tuple[str,
     if isinstance(variable.layer, CELLS):
         path = re.sub(r"(^|/)cell$", "", path)
     shape = stored_shape(variable)
-    return path, {told: shape for told in kind.words}
+    return path, {word: shape for word in kind.words}
 
 
 def _split(name: str, shape: Shape, layout: str, attentions: Collection[str]) -> list[tuple[str, str, Shape]]:

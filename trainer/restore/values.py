@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.readers.source import np_dtype
-from trainer.restore.decide import Entry
+from trainer.restore.decide import Decision
 from trainer.restore.pieces import checksum
 
 _PIECE = 1 << 20  # numbers looked at together
@@ -20,7 +20,7 @@ class Values(Mapping[str, np.ndarray]):
       entries: what becomes of each variable.
     """
 
-    def __init__(self, source: Source, entries: Sequence[Entry]) -> None:
+    def __init__(self, source: WeightsFile, entries: Sequence[Decision]) -> None:
         self._source = source
         self._entries = {entry.variable.name: entry for entry in entries if entry.sources}
         self._stored: dict[str, str] = {}
@@ -38,7 +38,7 @@ class Values(Mapping[str, np.ndarray]):
         """How many variables are restored."""
         return len(self._entries)
 
-    def check(self, entry: Entry, fits: bool) -> None:
+    def check(self, entry: Decision, fits: bool) -> None:
         """Reads one value and keeps the checksum of its stored bytes.
 
         Raises:
@@ -55,7 +55,7 @@ class Values(Mapping[str, np.ndarray]):
         return self._stored[name]
 
 
-def shape_of(entry: Entry, source: Source) -> tuple[int, ...]:
+def shape_of(entry: Decision, source: WeightsFile) -> tuple[int, ...]:
     """The shape that the entry's rules make of the stored arrays; reads nothing.
 
     Raises:
@@ -65,7 +65,7 @@ def shape_of(entry: Entry, source: Source) -> tuple[int, ...]:
     return _laid(entry, zeros, np.broadcast_to(np.zeros((), np.float32), entry.variable.shape)).shape
 
 
-def _finite(source: Source, name: str) -> np.ndarray:
+def _finite(source: WeightsFile, name: str) -> np.ndarray:
     """The stored array; ValueError where it is damaged or not finite."""
     array = source.read(name)
     if bad := _not_finite(array):
@@ -73,7 +73,7 @@ def _finite(source: Source, name: str) -> np.ndarray:
     return array
 
 
-def _laid(entry: Entry, arrays: Sequence[np.ndarray], initial: np.ndarray) -> np.ndarray:
+def _laid(entry: Decision, arrays: Sequence[np.ndarray], initial: np.ndarray) -> np.ndarray:
     """The stored arrays as one, by the layout and then by `--init_adapt`."""
     if entry.adapt and entry.adapt.sources:
         return entry.adapt.combine(arrays, initial)
@@ -81,7 +81,7 @@ def _laid(entry: Entry, arrays: Sequence[np.ndarray], initial: np.ndarray) -> np
     return entry.adapt.apply(array, initial) if entry.adapt else array
 
 
-def _fitted(entry: Entry, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _fitted(entry: Decision, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The array as the variable takes it; ValueError where it cannot."""
     variable = entry.variable
     # What an adaptation leaves at its initial value comes from the variable as it is now.

@@ -23,7 +23,7 @@ import tensorflow as tf
 from trainer.errors import listing
 from trainer.model.keras2 import refuse_keras_2
 from trainer.model.names import walk
-from trainer.readers import Source, open_source
+from trainer.readers import WeightsFile, open_source
 from trainer.restore import receipt as receipts
 from trainer.restore.match import Matched, load, match
 from trainer.restore.propose import Proposal, propose
@@ -84,7 +84,7 @@ class Inspection:
       fits: whether it fits that model without rules; None where no model was given.
     """
 
-    source: Source
+    source: WeightsFile
     proposal: Proposal | None = None
     fits: bool | None = None
 

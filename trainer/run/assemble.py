@@ -100,17 +100,17 @@ class Assembled:
     def _of_the_data(self) -> dict[str, Any]:
         """What of the plan only some data have."""
         source, config = self.split.source, self.config
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if self.residency:
-            told["fingerprint"] = source.fingerprint()
+            facts["fingerprint"] = source.fingerprint()
         if config.pad:
-            told["pad"] = list(config.pad)
+            facts["pad"] = list(config.pad)
         if config.bad_examples != "refuse":
-            told["bad_examples"] = config.bad_examples
+            facts["bad_examples"] = config.bad_examples
         classes = {
             n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames) and f.names
         }
-        return told | ({"classes": classes} if classes else {})
+        return facts | ({"classes": classes} if classes else {})
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -208,8 +208,8 @@ def assemble(
 
 def evaluation(config: Config, built: Built, split: Split) -> Feed:
     """Every example of a prepared split once."""
-    way = residency(config.data_residency, split, built.share)
-    return evaluation_feed(way, split, built.share, config.batch_size)
+    chosen = residency(config.data_residency, split, built.share)
+    return evaluation_feed(chosen, split, built.share, config.batch_size)
 
 
 def evaluation_program(

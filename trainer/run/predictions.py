@@ -155,16 +155,16 @@ def recorded(entry: Entry | None) -> dict[str, tf.TensorSpec]:
     """Spec of an example of a run's data, as its checkpoint tells; {} where it does not."""
     found = entry.meta.get("example") if entry else None
     specs = {}
-    for name, told in found.items() if isinstance(found, dict) else ():
+    for name, described in found.items() if isinstance(found, dict) else ():
         try:
-            shape, dtype = told
+            shape, dtype = described
             specs[str(name)] = tf.TensorSpec(shape, tf.as_dtype(dtype))
         except (TypeError, ValueError):
             continue
     return specs
 
 
-def told(spec: Mapping[str, Any]) -> dict[str, Any]:
+def describe(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint tells of an example: `{feature: [shape, dtype]}`, but for nested features."""
     flat = {name: s for name, s in spec.items() if isinstance(s, tf.TensorSpec) and s.shape.rank is not None}
     return {name: [s.shape.as_list(), s.dtype.name] for name, s in flat.items()}

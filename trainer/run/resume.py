@@ -145,12 +145,12 @@ def _load_what_fits(
     for v in program.state.variables:
         if f"ema/{v.name}" in fresh:
             program.state.averages[v.name].assign(v.value.read_value())
-    told = (
+    causes = (
         ("Not in the checkpoint in this form, so it starts fresh", sorted(fresh)),
         ("In the checkpoint and of no use now, so it is left there", other.extra),
         ("Of another float type in the checkpoint, so it is converted", cast),
     )
-    return [f"{what}: {folded(names, MOST_ROWS)}." for what, names in told if names]
+    return [f"{what}: {folded(names, MOST_ROWS)}." for what, names in causes if names]
 
 
 def _castable(saved: Any, here: Any) -> bool:
@@ -158,7 +158,7 @@ def _castable(saved: Any, here: Any) -> bool:
     return saved[0] == here[0] and both
 
 
-def note(resumed: Resume, program: Program, told: list[str]) -> str:
+def note(resumed: Resume, program: Program, causes: list[str]) -> str:
     """Sentences on where the run goes on and what is other than before."""
     config, entry = resumed.made.config, resumed.entry
     notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.made.total}."]
@@ -171,21 +171,21 @@ def note(resumed: Resume, program: Program, told: list[str]) -> str:
             "sums in another order, so that the last bits may differ, and dropout draws other masks."
         )
     if resumed.changed:
-        notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *told]
+        notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *causes]
     return "\n".join(notes)
 
 
-def lost_records(resumed: Resume, there: Mapping[str, Any]) -> str:
+def lost_records(resumed: Resume, written: Mapping[str, Any]) -> str:
     """A sentence where metrics.jsonl no longer holds what it held when the checkpoint was saved.
 
     Args:
       resumed: the run.
-      there: what the file holds up to the checkpoint's step, as `Records.written` has it.
+      written: what the file holds up to the checkpoint's step, as `Records.written` has it.
     """
     saved = resumed.entry.meta.get("records")
-    if not isinstance(saved, dict) or not isinstance(saved.get("lines"), int) or saved == there:
+    if not isinstance(saved, dict) or not isinstance(saved.get("lines"), int) or saved == written:
         return ""
-    lines, now = saved["lines"], there["lines"]
+    lines, now = saved["lines"], written["lines"]
     what = f"{lines - now} of {lines} records" if now < lines else "records"
     how = "are gone" if now < lines else "are not those that were written"
     return (

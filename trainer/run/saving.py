@@ -17,7 +17,7 @@ from trainer.errors import UserError
 from trainer.groups import plan
 from trainer.report.reporter import Reporter
 from trainer.run.assemble import Assembled
-from trainer.run.predictions import told
+from trainer.run.predictions import describe
 from trainer.training.program import Program
 
 
@@ -93,7 +93,7 @@ class Checkpoints:
             "stopping": self.made.judge.recorded(),
             "flags": config.given(),
             "data": self.made.split.source.full_name,
-            "example": told(self.made.split.source.spec()),
+            "example": describe(self.made.split.source.spec()),
             "replicas": self.program.replicas,
             "records": self.reporter.written,
             "versions": {

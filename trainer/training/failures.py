@@ -75,9 +75,9 @@ def _line(text: str, program: Program) -> str:
 
 def _sentence(text: str) -> str:
     """What the op itself says, without TensorFlow's report around it."""
-    told = []
+    sentences = []
     for line in text.splitlines():
         listed = _PLACE.match(line)  # one of several, where replicas failed together
         if not _AROUND.match(line) and (listed or not line[:1].isspace()):
-            told.append(_PLACE.sub("", line).strip())
-    return (" ".join(dict.fromkeys(told)) or " ".join(text.split()))[:600].rstrip(". ") + "."
+            sentences.append(_PLACE.sub("", line).strip())
+    return (" ".join(dict.fromkeys(sentences)) or " ".join(text.split()))[:600].rstrip(". ") + "."

@@ -247,15 +247,15 @@ class Loop:
         """
         mode = f"--on_nonfinite={self.program.settings.on_nonfinite}"
         if not copy:
-            told = f"in steps {steps.start + 1} to {self._step()}, {self._health.blamed(sick)}"
-            raise UserError(f"{mode}: {told}, and {TOO_LARGE} {REMEDY}")
+            reason = f"in steps {steps.start + 1} to {self._step()}, {self._health.blamed(sick)}"
+            raise UserError(f"{mode}: {reason}, and {TOO_LARGE} {REMEDY}")
         take = lambda at: train(self.feed.chunk(at, 1), tf.constant(1))  # noqa: E731
-        for at, told in self._health.again(take, copy, steps):
+        for at, reason in self._health.again(take, copy, steps):
             if self.program.settings.on_nonfinite == "halt":
                 self._save_last(Result(step=at))
                 kept = "saved" if self.save else "kept"
-                raise UserError(f"{mode}: {told} The state before it is {kept}. {REMEDY}")
-            self.reporter.warn(f"{mode}: {told}")
+                raise UserError(f"{mode}: {reason} The state before it is {kept}. {REMEDY}")
+            self.reporter.warn(f"{mode}: {reason}")
             self.program.pass_over()
 
     def _visit(self, phase: Phase, result: Result) -> None:
@@ -334,7 +334,7 @@ class Loop:
         """Tells of an op that failed in a step or an evaluation, once what can be saved is saved."""
         result.step, result.metrics = self._step(), {}
         what = f"the evaluation after step {result.step}" if self._evaluating else f"step {result.step + 1}"
-        told = f"{what} failed: {what_failed(error, self.program)}"
+        reason = f"{what} failed: {what_failed(error, self.program)}"
         if self._evaluating or self.program.gradient_half.gated:
             self._save_last(result)
             kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
@@ -342,7 +342,7 @@ class Loop:
         else:
             # Without the guard nothing keeps an update from beginning before the whole step is known.
             kept = "With --on_nonfinite=off the step may be half done, so that nothing of it is saved."
-        return f"{told} {kept} {remedy(error)}"
+        return f"{reason} {kept} {remedy(error)}"
 
     def _diagnosis(self, phase: Phase, step: int) -> str:
         """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""

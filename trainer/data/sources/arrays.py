@@ -96,7 +96,7 @@ class Arrays:
         made._origin = origin
         return made
 
-    def cleaned(self, way: str) -> "Arrays":
+    def cleaned(self, policy: str) -> "Arrays":
         """These arrays, their examples looked at, as `--bad_examples` has it; mapped files are not.
 
         Raises:
@@ -104,9 +104,9 @@ class Arrays:
         """
         splits, notes, origin = {}, [], self._origin
         for split, arrays in self._splits.items():
-            rows = {name: self._bad(split, name, way) for name in arrays}
+            rows = {name: self._bad(split, name, policy) for name in arrays}
             bad = np.unique(np.concatenate(list(rows.values()))).astype(np.int64)
-            if len(bad) and way != "skip":
+            if len(bad) and policy != "skip":
                 name = next(name for name, found in rows.items() if len(found))
                 raise self._refusal(split, name, rows[name])
             if len(bad):
@@ -122,12 +122,12 @@ class Arrays:
             return self
         return Arrays.read(self.name, splits, replace(origin, notes=(*origin.notes, *notes), missing={}))
 
-    def _bad(self, split: str, name: str, way: str) -> np.ndarray:
+    def _bad(self, split: str, name: str, policy: str) -> np.ndarray:
         """Examples of a split whose feature `name` cannot be used: of floats `keep` keeps them."""
         array, missing = self._splits[split][name], self._origin.missing.get(split, {}).get(name)
         found = np.empty(0, np.int64) if missing is None else missing
         values = array.values if isinstance(array, Flat) else array
-        if way == "keep":
+        if policy == "keep":
             return found if values.dtype.kind != "f" else np.empty(0, np.int64)
         if isinstance(array, np.memmap):
             return found
@@ -191,11 +191,11 @@ class Arrays:
         """Of all bytes; of those that came from files, of the files."""
         if self._origin.files:
             return of_files(self._origin.files, self._origin.root)
-        told = {
+        digests = {
             split: {name: [of_array(part) for part in parts_of(array)] for name, array in arrays.items()}
             for split, arrays in self._splits.items()
         }
-        return fingerprint(told)
+        return fingerprint(digests)
 
     def sizes(self) -> dict[str, int]:
         """`{split: examples}`."""

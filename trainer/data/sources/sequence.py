@@ -38,12 +38,12 @@ class Sequences:
         self._sizes = {split: _length(name, split, found) for split, found in splits.items()}
         probed = {split: self._probe(split) for split in splits}
         self._spec = _common(name, [example for found in probed.values() for example in found])
-        told = {
+        digests = {
             split: [{n: of_array(np.atleast_1d(v)) for n, v in example.items()} for example in found]
             for split, found in probed.items()
         }
         shown = {n: f"{s.dtype.name}{s.shape.as_list()}" for n, s in self._spec.items()}
-        self._told = fingerprint(self._sizes, shown, told)
+        self._told = fingerprint(self._sizes, shown, digests)
 
     @property
     def full_name(self) -> str:
@@ -157,7 +157,7 @@ class Sequences:
         """Examples as they come, many at a time where the object can."""
         raw: dict[tuple[str, int], Any] = {}
         for split in dict.fromkeys(split for split, _ in places):
-            own = [place for there, place in places if there == split]
+            own = [place for owner, place in places if owner == split]
             data = self._splits[split]
             with self._one_at_a_time:
                 many = hasattr(data, "__getitems__")

@@ -154,8 +154,10 @@ def _numbered(
     missing: Mapping[str, Mapping[str, np.ndarray]],
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """(names of the classes, sorted; by split the numbers int64)."""
-    there = {s: np.setdiff1d(np.arange(len(a[label])), missing[s].get(label, ())) for s, a in splits.items()}
-    every = [np.unique(arrays[label][there[split]]) for split, arrays in splits.items()]
+    labelled = {
+        s: np.setdiff1d(np.arange(len(a[label])), missing[s].get(label, ())) for s, a in splits.items()
+    }
+    every = [np.unique(arrays[label][labelled[split]]) for split, arrays in splits.items()]
     names = np.unique(np.concatenate([each.astype(object) for each in every]))
     texts = tuple(_decoded(name) for name in names)
     check_spelling(flag, label, texts)
@@ -163,7 +165,7 @@ def _numbered(
     for split, arrays in splits.items():
         values = arrays[label].astype(object)
         numbers[split] = np.full(len(values), -1, np.int64)
-        rows = there[split]
+        rows = labelled[split]
         numbers[split][rows] = np.searchsorted(names, values[rows])
     return texts, numbers
 

@@ -23,7 +23,7 @@ from trainer.data.fingerprints import fingerprint
 from trainer.data.shards import Shards
 from trainer.data.sources.tfds_builders import find_builder
 from trainer.data.sources.tfds_records import RecordFiles, batch_decoded
-from trainer.errors import UserError, blame, listing, told
+from trainer.errors import UserError, blame, listing, message_of
 
 PATIENCE = 15.0  # seconds that a server has to answer before the data count as out of reach
 
@@ -153,7 +153,8 @@ class TfdsSource:
             ) from error
         except (OSError, tfds.download.DownloadError, tf.errors.OpError, AssertionError) as error:
             raise UserError(
-                f"--dataset={self.name}: could not be prepared in {self.builder.data_dir}: {told(error)}"
+                f"--dataset={self.name}: could not be prepared in {self.builder.data_dir}: "
+                f"{message_of(error)}"
             ) from error
         except (UserError, KeyboardInterrupt):
             raise

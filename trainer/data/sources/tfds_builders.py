@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from trainer import bundled
-from trainer.errors import UserError, blame, near, told
+from trainer.errors import UserError, blame, message_of, near
 
 LOCAL = bundled.folder("datasets")
 
@@ -46,7 +46,7 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
-        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", told(error))[:400]
+        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", message_of(error))[:400]
         raise UserError(f"{flag}={name}: {reason}{_configs(head, rest)}") from error
     except KeyboardInterrupt:
         raise
