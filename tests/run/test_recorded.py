@@ -3,8 +3,10 @@
 import pytest
 
 from tests.support.runs import main
+from trainer.checkpoints.manifest import Entry
 from trainer.data.sources.tfds_builders import is_known
-from trainer.run.recorded import _is_bundled
+from trainer.flags.config import Config
+from trainer.run.recorded import _is_bundled, completed
 
 GOOD = {"model": "mnist_mlp(hidden=4)", "dataset": "digits", "eval_split": "test[:20]", "batch_size": 20}
 
@@ -98,6 +100,18 @@ def test_a_recorded_line_pasted_works(handed_in, tmp_path, capsys):
 def test_what_was_given_in_python_is_asked_for_again(handed_in, capsys):
     assert main(handed_in(dataset="<arrays>"), "--mode=evaluate") == 1
     assert "--dataset: not given" in capsys.readouterr().err
+
+
+def test_how_examples_are_padded_is_taken_with_them(tmp_path):
+    saved = {
+        "model": "text_lm",
+        "dataset": "digits",
+        "pad": ["a multiple=4", "b max=9"],
+        "bad_examples": "keep",
+    }
+    config, words = completed(Config(), Entry(tmp_path, 1, meta={"flags": saved}))
+    assert (list(config.pad), config.bad_examples) == (saved["pad"], "keep")
+    assert words.endswith("'--pad=a multiple=4' '--pad=b max=9' --bad_examples=keep")
 
 
 def test_names_of_tfds_are_known_and_namespaces_are_not():

@@ -28,6 +28,8 @@ _TAKEN = (
     "eval_split",
     "batch_size",
     "precision",
+    "pad",
+    "bad_examples",
 )
 
 
@@ -56,7 +58,8 @@ def completed(config: Config, entry: Entry) -> tuple[Config, str]:
             f"--{what}: not given. The run of {entry.path} was given its {what} in Python, so it must be "
             f"given again: trainer.Run({what}=..., workdir=...)."
         )
-    words = " ".join(shlex.quote(f"--{name}={value}") for name, value in taken.items())
+    each = [(n, one) for n, value in taken.items() for one in (value if isinstance(value, list) else [value])]
+    words = " ".join(shlex.quote(f"--{name}={value}") for name, value in each)
     if strange := [name for name, value in taken.items() if not _harmless(name, value)]:
         named = " and ".join(f"--{name}" for name in strange)
         raise UserError(
