@@ -38,7 +38,7 @@ def build(
 def _residual(x: Any, channels: int, stride: int, name: str) -> Any:
     """Two 3x3 convolutions beside the way straight through, which a 1x1 one fits where the shape changes."""
 
-    # Of the last ten batches or so: with Keras's 0.99 a run of a few hundred steps has no statistics to go by.
+    # Of about ten batches: with Keras's 0.99 a run of a few hundred steps has no statistics to go by.
     def conv(x: Any, size: int, stride: int, part: str) -> Any:
         options = {"strides": stride, "padding": "same", "use_bias": False}
         x = keras.layers.Conv2D(channels, size, name=f"{name}_conv{part}", **options)(x)

@@ -1,6 +1,6 @@
 """What can be done, a file each: `run(config) -> exit status` of a `--mode`.
 
-Imports checkpoints, data, devices, flags, groups, model, readers, report, restore, run, training.
+Imports checkpoints, devices, flags, groups, model, readers, report, restore, run, training.
 """
 
 import importlib
