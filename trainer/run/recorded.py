@@ -53,7 +53,8 @@ def completed(config: Config, entry: Entry) -> tuple[Config, str]:
     if of_python:
         raise UserError(
             f"--{of_python[0]}: not given. The run of {entry.path} was given its "
-            f"{of_python[0]} in Python, so it must be given again: trainer.Run({of_python[0]}=..., workdir=...)."
+            f"{of_python[0]} in Python, so it must be given again: "
+            f"trainer.Run({of_python[0]}=..., workdir=...)."
         )
     words = " ".join(shlex.quote(f"--{name}={value}") for name, value in taken.items())
     if strange := [name for name, value in taken.items() if not _harmless(name, value)]:
