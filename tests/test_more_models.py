@@ -60,7 +60,7 @@ def test_a_student_learns_from_a_teacher_of_a_run(data, tmp_path):
         "--dataset=digits",
         data,
         "--group=.* adam 1e-2",
-        "--train_for=30",
+        "--train_for=60",
     ]
     assert main(tmp_path / "teacher", *teacher, "--eval_split=none") == 0
     flags = [
@@ -68,7 +68,8 @@ def test_a_student_learns_from_a_teacher_of_a_run(data, tmp_path):
         SMALL["distill"],
         "--dataset=digits",
         data,
-        "--train_for=40",
+        "--train_for=300",
+        "--eval_every=300",
     ]
     assert main(tmp_path / "student", *flags, f"--init_from={tmp_path / 'teacher'}") == 0
     before, after = state(tmp_path / "teacher"), state(tmp_path / "student")
