@@ -22,7 +22,7 @@ from pathlib import Path
 
 import run
 from tests.support import bad_inputs
-from tests.support.bad_inputs import Case
+from tests.support.bad_case import Case, good
 from trainer.modes import plan, train  # noqa: F401
 
 PATIENCE = 120.0  # seconds; a machine that is busy takes many times what a case needs
@@ -120,9 +120,9 @@ def soak(count: int, first: int, alone: int = 1) -> int:
     failed, kinds = 0, dict[str, int]()
     with tempfile.TemporaryDirectory() as name:
         data_dir = Path(name) / "data"
-        good = bad_inputs.good(data_dir)
-        status = wait(fork(good, Path(name), Path(name) / "log"))
-        assert status == 0 and not faults(good, status, "", Path(name)), (Path(name) / "log").read_text()
+        fine = good(data_dir)
+        status = wait(fork(fine, Path(name), Path(name) / "log"))
+        assert status == 0 and not faults(fine, status, "", Path(name)), (Path(name) / "log").read_text()
         shutil.rmtree(Path(name) / "work")
         for seed in range(first, first + count):
             case, wrong, text = try_one(seed, data_dir, bool(alone))

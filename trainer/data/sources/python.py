@@ -176,9 +176,12 @@ def _attribute(module: Any, path: str) -> Any:
 
 def _imported(path: str, flag: str) -> Any:
     try:
-        if importlib.util.find_spec(path) is None:
-            return None
-    except (ImportError, ValueError):
+        with tfds.core.registered.skip_registration():  # this imports the parents
+            if importlib.util.find_spec(path) is None:
+                return None
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of a parent; the next to be imported, which says so
         return None
     with tfds.core.registered.skip_registration():  # else a second builder of the same name is refused
         return guarded(lambda: importlib.import_module(path), f"{flag}: importing {path}")
