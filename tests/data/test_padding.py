@@ -194,7 +194,7 @@ def trained(strategy=None, **flags):
     program, feed = made.program(), made.training_feed()
     program.trainer(made.parts.phases[0], feed)(feed.chunk(0, 12), tf.constant(12))
     rest = made.evaluation_feed()
-    sums = program.evaluator(rest)(rest.chunk(0, rest.steps), tf.constant(rest.steps)).numpy()
+    sums = program.evaluator(rest)(rest.chunk(0, rest.steps), tf.constant(rest.steps))[0].numpy()
     return {v.name: v.value.numpy() for v in made.built.variables}, sums
 
 

@@ -134,7 +134,7 @@ def test_models_of_keras_2_are_refused_and_their_files_are_not(tmp_path):
         restore_weights(made, tmp_path / "any")
     wrapped = tf.Module()
     wrapped.inner = made.get_layer("body")
-    with pytest.raises(UserError, match="body is a Dense of tf_keras"):
+    with pytest.raises(UserError, match="body is a Dense of Keras 2"):
         refuse_keras_2(wrapped, "--model=old")
     refuse_keras_2(model(), "--model=new")
     made.save_weights(str(tmp_path / "old.h5"))

@@ -104,7 +104,7 @@ def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys
     assert "an example of train cannot be read" in said and f"{folder}/train/7/" in said
     assert "Traceback" not in said and len(said.splitlines()) < 4, said
     steps = [entry.step for entry in manifest.scan(tmp_path / "run" / "checkpoints")]
-    assert 10 in steps
+    assert steps and max(steps) >= 10, steps
 
 
 def test_waiting_for_data_is_measured(files, tmp_path, capsys):

@@ -11,6 +11,7 @@ import run
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry, scan
 from trainer.devices.strategy import mirrored
+from trainer.flags.config import Config
 
 # 300 examples in steps of 40: 15 steps in two epochs, an epoch's edge at 8, a phase's at 10.
 SMALL = (
@@ -31,6 +32,9 @@ SMALL = (
 )
 
 
+_DEFAULTS = Config()
+
+
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing of the program catches it."""
 
@@ -45,7 +49,7 @@ def last(*flags: str) -> list[str]:
     found: dict[str, str] = {}
     for flag in flags:
         name = flag.partition("=")[0]
-        repeats = name.startswith(("--group", "--no_decay", "--init_"))
+        repeats = isinstance(getattr(_DEFAULTS, name.removeprefix("--"), None), list)
         found.pop(name, None)
         found[flag if repeats else name] = flag
     return list(found.values())

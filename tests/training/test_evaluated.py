@@ -31,7 +31,7 @@ def evaluated(
     made: harness.Made, arrays: dict[str, np.ndarray], active: Any = None, batch: int = BATCH
 ) -> Any:
     feed = harness.ArrayFeed(arrays, batch, mask=True)
-    return made.program.evaluator(feed, active)(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
+    return made.program.evaluator(feed, active)(feed.chunk(0, feed.steps), tf.constant(feed.steps))[0].numpy()
 
 
 @pytest.mark.parametrize("rules", [["h/.* frozen", ".* sgd 1e-12"], [".* sgd 1e-12"]])
@@ -125,7 +125,7 @@ def per_batch(examples: int, batch: int = BATCH, replicas: int = 1, **options: A
     feed = harness.ArrayFeed(zeros, batch, mask=True)
     function = made.program.evaluator(feed)
     totals = [
-        function(feed.chunk(0, feed.steps), tf.constant(n)).numpy()[[0, 2]] for n in range(feed.steps + 1)
+        function(feed.chunk(0, feed.steps), tf.constant(n))[0].numpy()[[0, 2]] for n in range(feed.steps + 1)
     ]
     return np.diff(totals, axis=0)
 

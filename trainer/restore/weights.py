@@ -1,6 +1,6 @@
 r"""Restoring into a model of one's own, without a run; and a look into a file of weights.
 
->>> import keras, numpy as np
+>>> import keras, numpy as np, trainer
 >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
 >>> np.savez("old.npz", **{"top/kernel": np.ones((2, 1), "f4"), "top/bias": np.zeros(1, "f4")})
 >>> receipt = restore_weights(model, "old.npz", rename=[r"head/(.*) -> top/\1"])
@@ -153,13 +153,13 @@ def restore_weights(
       UserError: everything that does not fit, in one message; nothing was assigned.
 
     Example:
-        >>> import keras, numpy as np
+        >>> import keras, numpy as np, trainer
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="fc")])
         >>> np.savez("state.npz", **{"fc.weight": np.zeros((2, 3), "f4"), "fc.bias": np.ones(2, "f4")})
-        >>> print(*restore_weights(model, "state.npz", layout="torch").restored.items(), sep="\n")
+        >>> print(*trainer.restore_weights(model, "state.npz", layout="torch").restored.items(), sep="\n")
         ('fc/kernel', 'fc.weight')
         ('fc/bias', 'fc.bias')
-        >>> restore_weights(model, "state.npz")
+        >>> trainer.restore_weights(model, "state.npz")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         trainer.errors.UserError: path=state.npz (NumPy .npz) does not fit the model; ...
     """
@@ -186,9 +186,9 @@ def inspect_weights(path: str | PathLike[str], model: Any = None, layout: str = 
       UserError: nothing there, a format that is not read, or a damaged file.
 
     Example:
-        >>> import numpy as np
+        >>> import numpy as np, trainer
         >>> np.savez("two.npz", a=np.float32([1, 3]), step=np.int64(7))
-        >>> print(inspect_weights("two.npz"))
+        >>> print(trainer.inspect_weights("two.npz"))
         two.npz: NumPy .npz
         name  shape  dtype    mean  std  min  max
         a     2      float32  2     1    1    3
