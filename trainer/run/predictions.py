@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from trainer.checkpoints.manifest import Entry
 from trainer.data.feed import Feed
+from trainer.data.padding import parse_pads
 from trainer.data.source import Source, Split
 from trainer.data.sources.arrays import Arrays
 from trainer.errors import UserError, listing
@@ -211,7 +212,10 @@ def split_of(config: Config, built: Built, source: Source, named: bool) -> Split
         asked = next(iter(sizes))
     if asked == "none":
         raise UserError(f"--eval_split=none: which examples of {source.name}? There is: {listing(sizes)}.")
-    return Split(source, asked, built.module.decode, "--eval_split")
+    pads = parse_pads(config.pad)
+    split = Split(source, asked, built.module.decode, "--eval_split", pads, config.bad_examples)
+    split.size()  # refuses what there is not
+    return split
 
 
 def _lines(lines: list[str], specs: Specs) -> dict[str, np.ndarray]:
