@@ -126,7 +126,7 @@ def test_only_the_first_worker_says_and_writes_anything(reference):
     assert silent == "" and errors == ""
     names = sorted(path.name for path in workdir.iterdir())
     assert names == [
-        *(".lock", "checkpoints", "environment.json", "flags.txt", "metrics.jsonl"),
+        *(".lock", "checkpoints", "environment.json", "evaluation.npz", "flags.txt", "metrics.jsonl"),
         *("plan.json", "report.html", "run.json", "tensorboard"),
     ]
     assert len(list((workdir / "tensorboard" / "train").iterdir())) == 1

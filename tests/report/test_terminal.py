@@ -23,7 +23,8 @@ def shown(monkeypatch, columns, **more):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("LINES", "24")
     stream = io.StringIO()
-    reporter = Reporter(None, 1_234_567, 10_000, Screen(interactive=True, stream=stream), **more)
+    reporter = Reporter(None, 1_234_567, 10_000, Screen(interactive=True, stream=stream))
+    reporter.show_groups = more.get("show_groups", False)
     reporter.log(RECORD)
     metrics = {"accuracy": 0.98765432, "a_metric_of_a_very_long_name": 1.0, "f1": 0.5}
     for step in (12_345, 123_456):
@@ -55,7 +56,9 @@ def test_groups_stand_below_the_bar_on_request(monkeypatch):
 
 def test_a_pipe_gets_the_groups_in_its_lines():
     stream = io.StringIO()
-    Reporter(None, 20_000, 10, Screen(stream=stream), show_groups=True).log(RECORD)
+    reporter = Reporter(None, 20_000, 10, Screen(stream=stream))
+    reporter.show_groups = True
+    reporter.log(RECORD)
     assert "updates over weights: encoder 0.00123" in stream.getvalue()
 
 
