@@ -27,6 +27,8 @@ check: lint types test test-slow
 
 soak: $(VENV)/dev.stamp
 	$(RUN) -m tests.soak $(ARGS)
+	$(RUN) -m tests.soak_inputs
+	$(RUN) -m tests.soak_readers
 
 bench: $(VENV)/dev.stamp
 	$(RUN) -m benchmarks.throughput $(ARGS)

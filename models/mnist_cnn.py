@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 
-from trainer.model.classifier import check_images, loss, preprocess
+from trainer.model.classifier import check_images, check_sizes, loss, outputs, preprocess
 
-__all__ = ["build", "check", "loss", "preprocess"]
+__all__ = ["build", "check", "loss", "outputs", "preprocess"]
 
 
 def build(
@@ -25,9 +25,18 @@ def build(
       dropout: share of `dense1`'s outputs dropped in training; 0 leaves the layer out.
       batch_norm: normalise after each convolution (`bn1`, `bn2`), before its ReLU.
 
+    Raises:
+      ValueError: an argument that no such network can have.
+
     Returns:
       A functional model, float images [B, 28, 28, 1] in [0, 1] to logits [B, classes].
     """
+
+    check_sizes(filters=filters, dense=dense, classes=classes)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}: must be a number from 0 to less than 1")
+    if not isinstance(batch_norm, bool):
+        raise ValueError(f"batch_norm={batch_norm!r}: must be True or False")
 
     def conv(x: Any, channels: int, index: int) -> Any:
         activation = None if batch_norm else "relu"

@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.model.classifier import check_images, loss, preprocess
+from trainer.model.classifier import check_images, check_sizes, loss, outputs, preprocess
 
-__all__ = ["build", "check", "loss", "preprocess"]
+__all__ = ["build", "check", "loss", "outputs", "preprocess"]
 
 
 class Linear(tf.Module):
@@ -51,7 +51,12 @@ class Perceptron(tf.Module):
 
 
 def build(hidden: int = 64, classes: int = 10) -> tf.Module:
-    """The perceptron, variables named `hidden1/w`, `hidden1/b`, ... `logits/b`."""
+    """The perceptron, variables named `hidden1/w`, `hidden1/b`, ... `logits/b`.
+
+    Raises:
+      ValueError: a size that no layer can have.
+    """
+    check_sizes(hidden=hidden, classes=classes)
     return Perceptron(hidden, classes)
 
 

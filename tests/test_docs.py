@@ -35,7 +35,8 @@ def test_a_page_runs_word_for_word(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", trainer.__all__)
-def test_each_public_name_has_an_example_that_runs(name):
+def test_each_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write a file to show it
     thing = trainer.STOP.__class__ if name == "STOP" else getattr(trainer, name)
     module = importlib.import_module(trainer._PUBLIC[name])
     # Into a class, where the examples may stand in its own docstring only.

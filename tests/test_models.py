@@ -9,8 +9,15 @@ import tensorflow_datasets as tfds
 from models import mnist_cnn, mnist_mlp
 
 
+@pytest.fixture(autouse=True)
+def float32():
+    """As in a new process, whatever a test before left."""
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture
-def float64():
+def float64(float32):
     for precision in ("float64", "float32"):
         keras.config.set_floatx(precision)
         keras.config.set_dtype_policy(precision)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainer.model.module import ModelModule
     from trainer.model.names import named_variables
     from trainer.report.reporter import STOP
+    from trainer.restore.weights import inspect_weights, restore_weights
     from trainer.run.api import Run
     from trainer.training.loop import Result
     from trainer.training.parameter_groups import ParameterGroups, parameter_groups
@@ -30,8 +31,10 @@ _PUBLIC = {
     "Run": "trainer.run.api",
     "STOP": "trainer.report.reporter",
     "UserError": "trainer.errors",
+    "inspect_weights": "trainer.restore.weights",
     "named_variables": "trainer.model.names",
     "parameter_groups": "trainer.training.parameter_groups",
+    "restore_weights": "trainer.restore.weights",
 }
 __all__ = [
     "STOP",
@@ -42,8 +45,10 @@ __all__ = [
     "Result",
     "Run",
     "UserError",
+    "inspect_weights",
     "named_variables",
     "parameter_groups",
+    "restore_weights",
 ]
 
 

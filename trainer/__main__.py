@@ -1,12 +1,15 @@
 """The command line door: `python -m trainer`, the command `trainer`, and `python run.py`."""
 
+import functools
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from trainer.errors import UserError
+from trainer.errors import UserError, blame, message_of
 from trainer.flags.command_line import parse
-from trainer.noise import quiet_start
+from trainer.noise import open_streams, quiet_start
+from trainer.text import printable, shortened
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,21 +18,52 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
       arguments: the program's name and the flags; those of the process if None.
     """
+    open_streams()
     arguments = sys.argv if arguments is None else arguments
+    refuse = functools.partial(_refuse, Path(arguments[0]).name)
+    mode = ""
     try:
         config = parse(arguments)
-        with quiet_start():
-            from trainer import modes  # imports TensorFlow, which a mistyped flag need not wait for
-        return modes.run(config)
+        mode = config.mode
+        return _modes().run(config)
     except UserError as error:
-        name = Path(arguments[0]).name
-        print(f"{'trainer' if name == '__main__.py' else name}: {error}", file=sys.stderr)
-        return 1
+        return refuse(message_of(error, lines=True))
+    except SystemExit as error:  # not ours, so that what was asked for has not been done
+        if not mode:
+            raise  # --help
+        return refuse(f"--mode={mode}: something {blame(error)}")
     except KeyboardInterrupt:  # before a mode takes signals over
         return 130
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 141  # as of SIGPIPE
+    except (OSError, MemoryError) as error:  # of the machine: a limit, a disk, a file that went away
+        return refuse(f"--mode={mode}: the run {blame(error)}")
+
+
+def _modes() -> ModuleType:
+    """The modes; imports TensorFlow, which a mistyped flag need not wait for."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise UserError(f"KERAS_BACKEND={backend}: this trains TensorFlow models. Unset it.")
+    try:
+        with quiet_start():
+            import keras  # noqa: F401 (reads its settings)
+
+            from trainer import modes
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"TensorFlow and Keras cannot be imported: {blame(error)}. Look at the installation, at the "
+            "limits on memory, and at ~/.keras/keras.json, whose backend must be tensorflow."
+        ) from error
+    return modes
+
+
+def _refuse(program: str, message: str) -> int:
+    """Says it on standard error; the exit status of a run that was refused."""
+    program = "trainer" if program == "__main__.py" else program
+    print(shortened(printable(f"{program}: {message}")), file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TensorFlow's start-up lines, which say nothing to a user, kept off the terminal."""
+"""The standard streams: open, and without TensorFlow's start-up lines, which say nothing to a user."""
 
 import contextlib
 import os
@@ -14,6 +14,22 @@ _NOISE = re.compile(
 )
 
 
+def open_streams() -> None:
+    """Opens nothing in the place of a standard stream that was closed before the program began (`2>&-`).
+
+    Otherwise the next file that is opened, a checkpoint perhaps, would get the number of the stream, and
+    whatever is printed.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free, which is this one; for processes that are started, too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None or getattr(sys, name).closed:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for good)
+
+
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
     """While TensorFlow is imported: holds back what is written to file descriptor 2 and drops the noise.
@@ -22,9 +38,14 @@ def quiet_start() -> Iterator[None]:
     later C++ log is warnings and worse unless `TF_CPP_MIN_LOG_LEVEL` says otherwise.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    try:
+        held = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed below)
+    except OSError:  # nowhere to hold anything back
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with held:
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -36,3 +57,35 @@ def quiet_start() -> Iterator[None]:
             for line in held:
                 if not _NOISE.match(line):
                     os.write(2, line)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drops what is written to file descriptor 2, by C++ too."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def no_matplotlib() -> Iterator[None]:
+    """While Keras is imported: it would load `matplotlib.pyplot` for its galleries, a third of a second.
+
+    For a process of this program's own; in it Keras's galleries say that matplotlib is not installed.
+    """
+    name = "matplotlib"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a compiled loop runs: Python's handlers would wait for the call to return."""
+"""Signals that end a run while a compiled loop runs: Python's handlers would wait for the call to return."""
 
 import contextlib
 import os
@@ -7,7 +7,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
+from trainer.errors import UserError
+
+EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 class Stop:
@@ -22,31 +24,42 @@ class Stop:
     def __init__(self) -> None:
         self.status: int | None = None
         self.request: Callable[[], object] | None = None
+        # Under `nohup` a hang-up is to be ignored.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self.numbers = [n for n in EXIT if not (ignored and n is signal.SIGHUP)]
 
     def catch(self) -> None:
         """Lets signals come here, even if TensorFlow has caught them since: with several workers it does."""
-        for number in EXIT:
+        for number in self.numbers:
             signal.signal(number, lambda *_: None)
 
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Stop]:
-    """At the first SIGTERM or SIGINT calls `request` of what it yields; a second one exits at once.
+    """At the first SIGTERM, SIGINT or SIGHUP calls `request` of what it yields; a second exits at once.
 
-    Must be entered in the main thread. The interpreter writes each signal's number to a socket at
+    The interpreter writes each signal's number to a socket at
     once, from C, whatever the main thread is doing; the thread that reads it is what acts.
+
+    Raises:
+      UserError: not in the main thread, the only one in which Python catches signals.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError(
+            "signals=True: SIGTERM and SIGINT can be caught in the main thread only, and this is "
+            f"{threading.current_thread().name}. Leave it out, or run in the main thread."
+        )
     stop = Stop()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    watched = {number: signal.getsignal(number) for number in EXIT}
+    watched = {number: signal.getsignal(number) for number in stop.numbers}
     stop.catch()
     previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
         while data := ours.recv(16):
             for number in data:
-                if number not in EXIT:
+                if number not in stop.numbers:
                     continue
                 status = EXIT[signal.Signals(number)]
                 if stop.status is not None or stop.request is None:

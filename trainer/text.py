@@ -1,6 +1,7 @@
 """Text for a person: control characters spelt out, numbers short, columns aligned."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,15 @@ from typing import Any
 def printable(text: str) -> str:
     """The text with control characters spelt out: a name in a file must not drive the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def shortened(text: str, most: int = 500) -> str:
+    """The text with each run without a blank that is longer than `most` cut in its middle."""
+
+    def cut(word: re.Match[str]) -> str:
+        return f"{word[0][:200]}...({len(word[0]):,} characters)...{word[0][-100:]}"
+
+    return re.sub(rf"\S{{{most + 1},}}", cut, text)
 
 
 def cell(value: Any) -> str:

@@ -125,7 +125,10 @@ def test_only_the_first_worker_says_and_writes_anything(reference):
     assert "worker 0 of 2 in the cluster" in out and "Summary" in out
     assert silent == "" and errors == ""
     names = sorted(path.name for path in workdir.iterdir())
-    assert names == [".lock", "checkpoints", "flags.txt", "metrics.jsonl", "plan.json", "tensorboard"]
+    assert names == [
+        *(".lock", "checkpoints", "environment.json", "evaluation.npz", "flags.txt", "metrics.jsonl"),
+        *("plan.json", "report.html", "run.json", "tensorboard"),
+    ]
     assert len(list((workdir / "tensorboard" / "train").iterdir())) == 1
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [
         f"step-{step:09d}" for step in range(100, 1001, 100)
@@ -161,7 +164,7 @@ def test_a_signal_to_one_stops_all_a_dead_one_ends_all_and_the_same_command_goes
 
 
 def test_streaming_workers_read_disjoint_rows_of_the_same_batches(data, tmp_path):
-    flags = (*FLAGS, data, "--data_residency=streaming", "--accumulate=2", "--train_for=300")
+    flags = runs.last(*FLAGS, data, "--data_residency=streaming", "--accumulate=2", "--train_for=300")
     with two_workers(*flags, f"--workdir={tmp_path / 'two'}") as both:
         ends = [ended(process) for process in both]
     assert [status for status, _, _ in ends] == [0, 0], ends

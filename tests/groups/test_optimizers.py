@@ -111,7 +111,7 @@ def test_every_optimizer_of_keras_is_tested_here() -> None:
         ("adam(name='x')", ["name=", "name=ID"]),
         ("sgd(0.1)", ["by name"]),
         ("sgd(momentum=3epochs)", ["cannot be a duration"]),
-        ("sgd(momentum=-1)", ["sgd refuses"]),
+        ("sgd(momentum=-1)", ["momentum=-1 of sgd", "from 0 to 1"]),
     ],
 )
 def test_arguments_are_honoured_or_refused(call: str, words: list[str]) -> None:

@@ -55,7 +55,7 @@ def evaluated(monkeypatch):
 
     def run(workdir, *flags):
         assert main(workdir, "--mode=evaluate", *flags) == 0
-        return results.pop()
+        return results.pop().numbers
 
     return run
 
@@ -96,21 +96,23 @@ def test_evaluation_gives_the_bits_that_training_logged(noisy, data, evaluated, 
     assert both["loss"] == pytest.approx(logged(noisy, 12, "raw")["loss"], rel=1e-6)
 
 
-def test_evaluation_from_a_checkpoint_alone(mlp, evaluated, capsys):
-    assert evaluated(mlp) == logged(mlp, 12, "raw")
-    assert "Flags as the checkpoint has them: --model=mnist_mlp(hidden=4)" in capsys.readouterr().out
+def test_evaluation_from_a_checkpoint_alone(mlp, data, evaluated, capsys):
+    assert evaluated(mlp, data) == logged(mlp, 12, "raw")
+    assert "Flags as the checkpoint has them: '--model=mnist_mlp(hidden=4)'" in capsys.readouterr().out
 
 
-def test_evaluation_passes_over_a_damaged_checkpoint_and_leaves_it(mlp, tmp_path, evaluated, capsys):
+def test_evaluation_passes_over_a_damaged_checkpoint_and_leaves_it(mlp, tmp_path, data, evaluated, capsys):
     workdir = shutil.copytree(mlp, tmp_path / "run")
     (newest(workdir).path / "data.index").write_bytes(b"")
     before = contents(workdir)
-    assert evaluated(workdir) == logged(mlp, 8, "raw")
+    assert evaluated(workdir, data) == logged(mlp, 8, "raw")
     assert "is damaged" in capsys.readouterr().out
     assert contents(workdir) == before
 
 
-def test_a_checkpoint_that_training_deletes_meanwhile_is_not_missed(mlp, tmp_path, evaluated, monkeypatch):
+def test_a_checkpoint_that_training_deletes_meanwhile_is_not_missed(
+    mlp, tmp_path, data, evaluated, monkeypatch
+):
     workdir = shutil.copytree(mlp, tmp_path / "run")
     read = checkpoint.read
 
@@ -120,7 +122,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_not_missed(mlp, tmp_pat
         return read(entry, names)
 
     monkeypatch.setattr(checkpoint, "read", pruned)
-    assert evaluated(workdir) == logged(mlp, 8, "raw")
+    assert evaluated(workdir, data) == logged(mlp, 8, "raw")
 
 
 def test_evaluation_straight_from_a_file_by_the_rules(mlp, tmp_path, data, evaluated):
@@ -150,7 +152,7 @@ def test_evaluation_straight_from_a_file_by_the_rules(mlp, tmp_path, data, evalu
     [
         (["--checkpoint=5"], ["no checkpoint of step 5", "There is: 12, 8, 4"]),
         (["--checkpoint=last"], ["--checkpoint=last", "newest, best or a step", "12, 8, 4"]),
-        (["--checkpoint=best", "--keep_best=f1"], ["was evaluated in 'f1'"]),
+        (["--checkpoint=best", "--keep_best=f1:max"], ["was evaluated in 'f1'"]),
         (["--eval_split=none"], ["--eval_split=none"]),
         (["--eval_split=tset"], ["--eval_split=tset", "test"]),
         (
@@ -174,7 +176,7 @@ def test_weights_that_are_not_there_are_refused(noisy, tmp_path, data, capsys):
     assert main(None, "--mode=evaluate", "--model=mnist_mlp", "--dataset=digits") == 1
     assert "without --workdir or --init_from" in capsys.readouterr().err
     assert main(noisy, "--mode=evaluate") == 1  # a file does not choose what module is imported
-    assert "names tests.support.noisy, which is not taken from a checkpoint" in capsys.readouterr().err
+    assert "--model=tests.support.noisy --dataset=digits" in capsys.readouterr().err
     flags = ["--model=mnist_mlp", "--dataset=digits", "--init_from=x.npz", "--weights=ema"]
     assert main(None, "--mode=evaluate", *flags) == 1
     assert "--init_weights" in capsys.readouterr().err
@@ -208,9 +210,9 @@ def by_hand(workdir, images, kind="model"):
 
 
 @pytest.mark.parametrize("weights, kind", [("raw", "model"), ("ema", "ema")])
-def test_a_saved_model_serves_raw_examples(mlp, tmp_path, images, weights, kind):
+def test_a_saved_model_serves_raw_examples(mlp, tmp_path, data, images, weights, kind):
     target = tmp_path / "new" / "export"
-    assert main(mlp, "--mode=export", f"--export_to={target}", f"--weights={weights}") == 0
+    assert main(mlp, data, "--mode=export", f"--export_to={target}", f"--weights={weights}") == 0
     serve = tf.saved_model.load(target).signatures["serving_default"]
     assert serve.structured_input_signature[1] == {
         "image": tf.TensorSpec([None, 28, 28, 1], tf.uint8, "image")
@@ -248,16 +250,15 @@ def test_the_modules_own_serve_decides(mlp, tmp_path, data, images, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-def test_an_export_that_fails_leaves_no_litter(mlp, tmp_path, monkeypatch, capsys):
+def test_an_export_that_fails_leaves_no_litter(mlp, tmp_path, data, monkeypatch, capsys):
     def full(holder, path, **_):
-        (tmp_path / "out").mkdir(exist_ok=True)
         tf.io.gfile.makedirs(path)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tf.saved_model, "save", full)
-    assert main(mlp, "--mode=export", f"--export_to={tmp_path / 'out' / 'export'}") == 1
+    assert main(mlp, data, "--mode=export", f"--export_to={tmp_path / 'out' / 'export'}") == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     assert main(mlp, "--mode=export") == 1
     assert "--export_to=DIR" in capsys.readouterr().err
 

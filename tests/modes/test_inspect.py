@@ -1,5 +1,7 @@
 """What a file of weights holds, and the lines that would make it fit a model."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.model.names import walk
 from trainer.modes import inspect
-from trainer.readers import open_source
+from trainer.readers import Spec, WeightsFile, open_source
+from trainer.report.reporter import Reporter
 from trainer.restore.match import match
+from trainer.restore.propose import propose
 from trainer.restore.rules import parse
 from trainer.run.build import build_model
 
@@ -68,6 +72,36 @@ def test_says_what_its_lines_leave_open(tmp_path, capsys):
     inspect.run(Config(mode="inspect", init_from=str(tmp_path / "w.npz"), model="mnist_mlp"))
     out = capsys.readouterr().out
     assert "--init_skip=other" in out and "nothing would be restored" in out and "Checked" not in out
+
+
+def test_writes_its_proposal_as_a_flagfile(tmp_path, mlp, capsys):
+    config = Config(mode="inspect", init_from=mlp, model="mnist_mlp", propose_out=str(tmp_path / "p.flags"))
+    inspect.run(config)
+    lines = (tmp_path / "p.flags").read_text().splitlines()
+    assert lines and all(line.startswith("--init_") and line in capsys.readouterr().out for line in lines[:1])
+    rules = {"rename": [line.partition("=")[2] for line in lines]}
+    variables = walk(build_model(Config(model="mnist_mlp")).model)
+    assert match(variables, open_source(mlp), parse(**rules)).problems == ()
+    # Where no rule is needed, there is an empty one, so that a job can always name it.
+    fitting = dataclasses.replace(config, init_rename=rules["rename"], propose_out=str(tmp_path / "e.flags"))
+    inspect.run(fitting)
+    assert (tmp_path / "e.flags").read_text() == ""
+    with pytest.raises(UserError, match=r"--propose_out=.*cannot be written"):
+        inspect.run(dataclasses.replace(config, propose_out=str(tmp_path / "no" / "p.flags")))
+    with pytest.raises(UserError, match="--propose_out"):
+        dataclasses.replace(config, model="").check()
+
+
+def test_equal_shapes_are_not_called_checked(capsys):
+    """Two layers could be exchanged: said, and not called checked."""
+    made = keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4, name=name) for name in "ab")])
+    specs = {
+        f"{name}/{leaf}": Spec(s, "float32") for name in "xy" for leaf, s in (("k", (4, 4)), ("b", (4,)))
+    }
+    source = WeightsFile("test", "memory", specs, (), "--init_from", lambda name: np.zeros(specs[name].shape))
+    inspect._trust(propose(walk(made), source, model=made), Reporter(None, 0, 1))
+    out = capsys.readouterr().out
+    assert "AMBIGUOUS" in out and "a, b (4x4, 4)" in out and "Checked" not in out
 
 
 def test_refusals(tmp_path):

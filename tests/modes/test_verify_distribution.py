@@ -102,7 +102,7 @@ def test_refusals(data):
 def refused(*flags):
     from trainer.flags.command_line import parse
 
-    config = parse(["run.py", *FLAGS, "--model=mnist_mlp", *flags])
+    config = parse(["run.py", *runs.last(*FLAGS, "--model=mnist_mlp", *flags)])
     if config.batch_size == 7:  # the strategy that the fixture hands out checks no batch
         strategy_for("mirrored", "CPU:0,CPU:1", 7)
     verify_distribution.run(config)

@@ -190,7 +190,7 @@ def test_sigkill_at_random_moments():
 
 def test_every_fault_in_the_table_has_a_test_that_exists():
     text = (ROOT / "docs" / "reliability.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    rows = [r for r in text.splitlines() if r.startswith("| ") and not r.startswith("| fault |")]
     there = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(rows) > 30
     for row in rows:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import run
-from tests.support.runs import two_replicas
+from tests.support.runs import last, two_replicas
 from trainer.checkpoints import checkpoint, manifest
 
 RULES = ["--group=conv.* sgd 0.1 name=trunk from=2", "--group=.* sgd(momentum=0.9) 0.1 name=head"]
@@ -22,14 +22,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(place: Path, workdir: str, *more: str) -> list[str]:
     return [
         "run.py",
-        "--model=mnist_cnn(filters=4)",
-        "--dataset=digits",
-        f"--data_dir={place / 'data'}",
-        f"--workdir={place / workdir}",
-        "--batch_size=8",
-        "--train_for=2",
-        "--eval_split=none",
-        *more,
+        *last(
+            "--model=mnist_cnn(filters=4)",
+            "--dataset=digits",
+            f"--data_dir={place / 'data'}",
+            f"--workdir={place / workdir}",
+            "--batch_size=8",
+            "--train_for=2",
+            "--eval_split=none",
+            *more,
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from models import mnist_mlp
@@ -19,9 +20,12 @@ def build(noise: float = 0.0) -> tf.Module:
 
 
 def preprocess(batch: dict[str, Any], training: bool, seed: tf.Tensor) -> dict[str, Any]:
-    """In training, noise out of TensorFlow's own generator, which no checkpoint holds."""
+    """In training, noise that the host draws: no checkpoint holds its generator, and no trace shows it."""
     batch = _preprocess(batch, training, seed)
-    return {**batch, "image": batch["image"] + tf.random.normal([], stddev=0.1)} if training else batch
+    if not training:
+        return batch
+    noise = tf.numpy_function(lambda: np.float32(np.random.normal(scale=0.1)), [], tf.float32)
+    return {**batch, "image": batch["image"] + tf.cast(tf.ensure_shape(noise, []), batch["image"].dtype)}
 
 
 def serve(model: Any, batch: dict[str, Any]) -> dict[str, tf.Tensor]:

@@ -48,6 +48,12 @@ class ArrayFeed:
     def draw(self, chunk: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
         return chunk[i]
 
+    def fault(self, step: int, n: int) -> None:
+        return None
+
+    def waited(self) -> None:
+        return None
+
     def take(self, drawn: tf.Tensor, part: Any, parts: int) -> dict[str, tf.Tensor]:
         size = self.batch // parts
         rows = tf.ensure_shape(drawn[part * size : (part + 1) * size], [size])
@@ -110,8 +116,12 @@ def make(
         group=rules,
         batch_size=batch // accumulate,
         train_for=steps,
-        eval_split="none",
-        **{"on_nonfinite": "skip" if flags.get("precision") == "mixed_float16" else "off", **flags},
+        **{
+            "eval_split": "none",
+            "bad_examples": "keep",  # tests plant NaN
+            "on_nonfinite": "skip" if flags.get("precision") == "mixed_float16" else "off",
+            **flags,
+        },
     )
     config.check()
     run = assemble(config, on=(strategy or tf.distribute.get_strategy(), "as given"))

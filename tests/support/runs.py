@@ -11,6 +11,7 @@ import run
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry, scan
 from trainer.devices.strategy import mirrored
+from trainer.flags.config import Config
 
 # 300 examples in steps of 40: 15 steps in two epochs, an epoch's edge at 8, a phase's at 10.
 SMALL = (
@@ -27,7 +28,11 @@ SMALL = (
     "--log_every=3",
     "--save_every=1",
     "--keep=100",
+    "--report_to=none",  # which is drawn in a third of a second; tests/modes/test_report.py has it
 )
+
+
+_DEFAULTS = Config()
 
 
 class Killed(BaseException):
@@ -36,7 +41,18 @@ class Killed(BaseException):
 
 def main(workdir: Path | None, *flags: str) -> int:
     """Runs the program in this process; the last of two values of one flag counts."""
-    return run.main(["run.py", *flags, *([f"--workdir={workdir}"] if workdir else [])])
+    return run.main(["run.py", *last(*flags), *([f"--workdir={workdir}"] if workdir else [])])
+
+
+def last(*flags: str) -> list[str]:
+    """Of flags of one name the last, but for those that repeat: what `SMALL` says can be said otherwise."""
+    found: dict[str, str] = {}
+    for flag in flags:
+        name = flag.partition("=")[0]
+        repeats = isinstance(getattr(_DEFAULTS, name.removeprefix("--"), None), list)
+        found.pop(name, None)
+        found[flag if repeats else name] = flag
+    return list(found.values())
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, at: int, saved: bool, workdir: Path, *flags: str) -> None:
@@ -75,8 +91,10 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 
 def records(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without their timings."""
+    timings = ("examples_per_second", "input_wait")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+    timings = ("examples_per_second", "input_wait")
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 
 def assert_same(one: Path, other: Path) -> None:

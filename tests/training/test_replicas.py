@@ -238,7 +238,7 @@ def test_regularisation_is_scaled_once_as_keras_scales_it(build: Any, replicas: 
     np.testing.assert_allclose(sums[0] / sums[1], logged[0], rtol=1e-6)
     # And in evaluation: the same weights, a ragged batch.
     feed = harness.ArrayFeed({"x": x[:BATCH], "y": y[:BATCH]}, BATCH, mask=True)
-    got = made.program.evaluator(feed)(feed.chunk(0, 1), tf.constant(1)).numpy()
+    got = made.program.evaluator(feed)(feed.chunk(0, 1), tf.constant(1))[0].numpy()
     np.testing.assert_allclose(
         got[0] / got[1], model.evaluate(x[:BATCH], y[:BATCH, None], verbose=0), rtol=1e-6
     )

@@ -1,4 +1,4 @@
 """What is durable on the disk: a checkpoint is whole, or it is not there.
 
-Imports devices.
+Imports devices, flags, model.
 """

@@ -5,7 +5,6 @@ too; `manifest.py` says what else a checkpoint directory holds and when it is wh
 """
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import re
@@ -17,8 +16,9 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.checkpoints import manifest
+from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.files import sync
-from trainer.checkpoints.manifest import Entry, Spec, check, scan, usable
+from trainer.checkpoints.manifest import Entry, ShapeDtype, check, scan, usable
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 
@@ -204,26 +204,6 @@ def newest(directory: Path, set_aside: bool = True) -> tuple[Entry | None, list[
     return found, notes
 
 
-@dataclasses.dataclass(frozen=True)
-class Differences:
-    """Names in the state only, in the checkpoint only, and in both with another shape or dtype."""
-
-    missing: list[str]
-    extra: list[str]
-    changed: dict[str, tuple[Spec, Spec]]  # name: (in the checkpoint, in the state)
-
-    def lines(self) -> list[str]:
-        """One a difference: ` + ` is only in the state, ` - ` only in the checkpoint, ` ~ ` other."""
-        return [
-            *(f" + {name}: not in the checkpoint" for name in self.missing),
-            *(f" - {name}: only in the checkpoint" for name in self.extra),
-            *(
-                f" ~ {name}: {_text(saved)} in the checkpoint, {_text(here)} here"
-                for name, (saved, here) in self.changed.items()
-            ),
-        ]
-
-
 def compare(entry: Entry, state: Mapping[str, tf.Variable]) -> Differences:
     """How the names, shapes and dtypes of `state` differ from those saved, in order of name."""
     here, saved = _specs(state), entry.variables
@@ -268,7 +248,7 @@ def read(entry: Entry, names: Collection[str]) -> dict[str, Any]:
         ) from error
 
 
-def _reader(path: Path, specs: Mapping[str, Spec]) -> Any:
+def _reader(path: Path, specs: Mapping[str, ShapeDtype]) -> Any:
     """TensorFlow's reader, whose index was found to hold `specs`; ValueError where it does not.
 
     Not `tf.train.load_checkpoint`: where `data` is a directory, that follows a state file in it.
@@ -282,11 +262,7 @@ def _reader(path: Path, specs: Mapping[str, Spec]) -> Any:
     return reader
 
 
-def _text(spec: Spec) -> str:
-    return f"{list(spec[0])} {spec[1]}"
-
-
-def _specs(state: Mapping[str, tf.Variable]) -> dict[str, Spec]:
+def _specs(state: Mapping[str, tf.Variable]) -> dict[str, ShapeDtype]:
     return {name: (tuple(v.shape), tf.as_dtype(v.dtype).name) for name, v in state.items()}
 
 

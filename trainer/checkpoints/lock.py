@@ -30,6 +30,9 @@ class Lock:
             self._held = [os.open(self.workdir, os.O_RDONLY | os.O_DIRECTORY), *self._file()]
             if not any([_locked(descriptor) for descriptor in self._held]):
                 raise OSError(None, "its file system has no locks")
+            for file in self._held[1:]:
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError:
             pid = self._pid()
             self.__exit__()
@@ -41,12 +44,30 @@ class Lock:
             self.__exit__()
             raise UserError(
                 f"--workdir={self.workdir} cannot be used: {error.strerror}. "
-                "Make it a writable directory or name another."
+                "Make it a writable directory with room, or name another."
             ) from error
-        for file in self._held[1:]:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         return self
+
+    def check(self) -> None:
+        """Refuses to go on where the directory of this name is no longer the one that is locked.
+
+        A process without the lock (another worker than the first) has nothing to check.
+
+        Raises:
+          UserError: it was moved, deleted or replaced.
+        """
+        if not self._held:
+            return
+        try:
+            found = os.stat(self.workdir)
+        except OSError:
+            found = None
+        if found is None or not os.path.samestat(found, os.fstat(self._held[0])):
+            raise UserError(
+                f"--workdir={self.workdir}: is no longer the directory that this run began in: it was moved, "
+                "deleted or replaced. The run stops and saves nothing in another's place. Put the directory "
+                "back and run the same command again: it goes on from the newest checkpoint there."
+            )
 
     def __exit__(self, *_: object) -> None:
         """Gives the lock back. The file stays: removing it would race with the next process."""

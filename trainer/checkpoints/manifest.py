@@ -23,6 +23,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.errors import UserError, listing
+from trainer.flags.criteria import Criterion
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -30,7 +31,7 @@ MOST_BYTES = 64 << 20  # more than this is not a manifest, and is not read
 STEP = re.compile(r"step-(\d{9,15})(?:-(\d{1,6}))?")
 DATA = re.compile(r"data\.(index|data-\d{5}-of-\d{5})")
 
-Spec = tuple[tuple[int, ...], str]  # (shape, dtype name)
+ShapeDtype = tuple[tuple[int, ...], str]  # (shape, dtype name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Entry:
     revision: int = 1
     damage: str = ""
     later: bool = False
-    variables: dict[str, Spec] = dataclasses.field(default_factory=dict)
+    variables: dict[str, ShapeDtype] = dataclasses.field(default_factory=dict)
     files: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -56,7 +57,7 @@ class Entry:
 # Writing
 
 
-def text(step: int, specs: Mapping[str, Spec], path: Path, meta: dict) -> str:
+def text(step: int, specs: Mapping[str, ShapeDtype], path: Path, meta: dict) -> str:
     """The manifest of the data files in `path`. NaN and infinities in `meta` become strings."""
     body = {
         "format": FORMAT,
@@ -151,7 +152,7 @@ def read(path: Path, step: int, revision: int = 1) -> Entry:
     return Entry(path, step, revision, variables=variables, files=files, meta=body["meta"])
 
 
-def _checked(path: Path, body: dict, step: int) -> tuple[dict[str, Spec], dict[str, tuple[int, str]]]:
+def _checked(path: Path, body: dict, step: int) -> tuple[dict[str, ShapeDtype], dict[str, tuple[int, str]]]:
     """The variables and files of a manifest. ValueError or OSError for the first thing wrong."""
     seal = body.pop("sha256", None)
     if seal != _seal(body):
@@ -159,9 +160,9 @@ def _checked(path: Path, body: dict, step: int) -> tuple[dict[str, Spec], dict[s
     _is(body.get("format") == FORMAT and body.get("step") == step, f"of step {step}")
     _is(all(isinstance(body.get(k), dict) for k in ("variables", "files", "meta")), "complete")
     files = {name: _file(name, value) for name, value in body["files"].items()}
-    there = {name for name in os.listdir(path) if DATA.fullmatch(name)}
-    if len(files) < 2 or "data.index" not in files or there != files.keys():
-        raise ValueError(f"it has {listing(sorted(there))} for {listing(sorted(files))}")
+    held = {name for name in os.listdir(path) if DATA.fullmatch(name)}
+    if len(files) < 2 or "data.index" not in files or held != files.keys():
+        raise ValueError(f"it has {listing(sorted(held))} for {listing(sorted(files))}")
     for name, (size, _) in files.items():
         status = (path / name).lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
@@ -181,7 +182,7 @@ def _file(name: str, value: Any) -> tuple[int, str]:
     return size, sha256
 
 
-def _variable(name: str, value: Any) -> Spec:
+def _variable(name: str, value: Any) -> ShapeDtype:
     _is(isinstance(value, dict), f"right about {name!r}")
     shape, dtype = value.get("shape"), value.get("dtype")
     _is(isinstance(shape, list) and isinstance(dtype, str), f"right about {name!r}")
@@ -251,18 +252,20 @@ def at(directory: Path, step: int) -> Entry:
     raise UserError(f"There is no checkpoint of step {step} in {directory}. There is: {steps}.")
 
 
-def best(directory: Path, metric: str, lower_is_better: bool = False) -> Entry | None:
-    """The whole checkpoint with the best finite `meta["metrics"][metric]`, the newest of equals.
+def best(directory: Path, criterion: Criterion) -> Entry | None:
+    """The whole checkpoint whose finite `meta["metrics"]` of the criterion is best, the newest of equals.
 
     None where no checkpoint has that metric. Its files are not read: `usable` does that.
     """
-    found, record = None, -math.inf
+    found: Entry | None = None
+    record = 0.0
     for entry in scan(directory):
         values = entry.meta.get("metrics")
-        value = values.get(metric) if isinstance(values, dict) else None
+        value = values.get(criterion.metric) if isinstance(values, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        rank = -value if lower_is_better else value
-        if math.inf > rank > record:
-            found, record = entry, rank
+        if not -math.inf < value < math.inf:  # not `isfinite`: an integer may be too long for it
+            continue
+        if found is None or criterion.better(value, record):
+            found, record = entry, value
     return found

@@ -13,11 +13,14 @@ example, and `batch[MASK]` is 1.0 for a row that counts, 0.0 for one that does n
 `resident.py` and `streaming.py` are the two ways to draw, `choice.py` chooses.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+from trainer.errors import UserError
 
 MASK = "__mask__"
 
@@ -42,8 +45,30 @@ class Feed(Protocol):
     def draw(self, chunk: Any, i: tf.Tensor) -> Any:
         """The whole batch of step `i` of the chunk, to be passed to `strategy.run`."""
 
+    def fault(self, step: int, n: int) -> UserError | None:
+        """What is wrong with the first bad example of steps `step` to `step + n - 1`; None for nothing."""
+
+    def waited(self) -> float | None:
+        """Seconds that steps have waited for their batches since it was asked last; None where none can."""
+
     def take(self, drawn: Any, part: int | tf.Tensor, parts: int) -> dict[str, Any]:
         """Rows part * batch / parts .. of a batch: decoded, not preprocessed, in a replica."""
+
+
+@contextlib.contextmanager
+def reading(feed: Feed, step: int, n: int) -> Iterator[None]:
+    """What goes wrong in these steps becomes a message, where it is an example that cannot be read.
+
+    Raises:
+      UserError: names the example.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        refusal = feed.fault(step, n)
+        if refusal is None:
+            raise
+        raise refusal from error
 
 
 def permutation(seed: int, examples: int, epoch: int) -> np.ndarray:

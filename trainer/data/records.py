@@ -1,12 +1,17 @@
 """Reading a split: its elements decoded in groups, and the whole of it as arrays."""
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.bad import refuse_bad
+from trainer.data.padding import dense, mask_of, signature, varies
 from trainer.data.source import Split
+from trainer.data.stored import Flat, Stored
 from trainer.errors import UserError
 
 GROUP = 64  # elements that are decoded by one call: half the time of one call each
@@ -14,35 +19,146 @@ GROUP = 64  # elements that are decoded by one call: half the time of one call e
 
 def decoder(split: Split) -> Callable[[Any], dict[str, Any]]:
     """Makes examples, [group, ...], of a group of elements; traceable."""
-    spec, decode = split.spec(), split.decode
+    source, decode = split.source, split.decode
+    if decode is None:
+        return source.examples
+    made = signature(split.layout())
+    spec = source.spec()
+    if all(part.shape.is_fully_defined() or varies(part) for part in tf.nest.flatten(spec)):
+
+        def examples(elements: Any) -> dict[str, Any]:
+            group = source.examples(elements)
+            return tf.map_fn(decode, group, fn_output_signature=made, parallel_iterations=1)
+
+        return examples
 
     def one(element: Any) -> dict[str, Any]:
-        example = split.source.example(element)
-        return example if decode is None else decode(example)
+        return decode(source.example(element))
 
-    return lambda elements: tf.map_fn(one, elements, fn_output_signature=spec, parallel_iterations=1)
+    return lambda elements: tf.map_fn(one, elements, fn_output_signature=made, parallel_iterations=1)
 
 
 def load(split: Split) -> dict[str, Any]:
-    """The decoded split as NumPy arrays [examples, ...], in order.
+    """The decoded split as arrays [examples, ...], in order; `Flat` where lengths differ.
 
     Raises:
-      UserError: the source holds more or fewer examples than it says.
+      UserError: the source holds more or fewer examples than it says, or one that cannot be used.
     """
-    size, spec = split.examples, split.spec()
     if split.decode is None and (arrays := split.source.arrays(split.name)) is not None:
         return arrays
-    arrays = tf.nest.map_structure(lambda s: np.empty([size, *s.shape], s.dtype.as_numpy_dtype), spec)
-    decoded = split.ordered().batch(GROUP).map(decoder(split), tf.data.AUTOTUNE, deterministic=True)
-    filled = 0
-    for part in decoded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-        rows = len(tf.nest.flatten(part)[0])
-        for array, values in zip(tf.nest.flatten(arrays), tf.nest.flatten(part), strict=True):
-            array[filled : filled + rows] = values[: max(0, size - filled)]
-        filled += rows
+    size, layout = split.examples, split.layout()
+    columns = [_Column(spec, size) for spec in tf.nest.flatten(layout)]
+    decode = decoder(split)
+    groups = grouped(split).map(lambda e: tf.nest.flatten(decode(e)), tf.data.AUTOTUNE, deterministic=True)
+    with telling(split, lambda: elements_of(split)):
+        for part in groups.prefetch(tf.data.AUTOTUNE):
+            for column, values in zip(columns, part, strict=True):
+                column.add(values)
+    filled = columns[0].filled
     if filled != size:
         raise UserError(
             f"--dataset={split.source.name}: {split.name} has {filled} examples and should have {size}; the "
             f"files are damaged. {split.source.remedy}"
         )
+    arrays = tf.nest.pack_sequence_as(layout, [column.stored for column in columns])
+    refuse_bad(arrays, split.source.name, split.name, split.bad)
     return arrays
+
+
+def batch_of(split: Split) -> dict[str, Any]:
+    """The decoded split as one batch, as a model sees it: padded, with masks."""
+    arrays = load(split)
+    for name in split.padded:
+        flat, pad = arrays[name], split.pads[name]
+        ragged = tf.RaggedTensor.from_row_lengths(flat.values, flat.lengths)
+        values, mask = dense(ragged, pad, split.layout()[name])
+        arrays = {**arrays, name: values.numpy(), mask_of(name): mask.numpy()}
+    return arrays
+
+
+def elements_of(split: Split) -> tf.data.Dataset:
+    """The elements of a split, each once, in order."""
+    found = split.elements()
+    return tf.data.Dataset.from_tensor_slices(found) if isinstance(found, np.ndarray) else found.ordered()
+
+
+def grouped(split: Split) -> tf.data.Dataset:
+    """As `elements_of`, some at a time."""
+    return elements_of(split).batch(GROUP)
+
+
+@contextlib.contextmanager
+def telling(split: Split, elements: Callable[[], tf.data.Dataset]) -> Iterator[None]:
+    """What goes wrong in reading or decoding becomes a message that names the example.
+
+    TensorFlow does not say which of the examples in work it was. They are tried again, one by one.
+
+    Raises:
+      UserError: one of `elements` cannot be read or decoded.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        refusal = fault(split, elements())
+        raise (refusal or error) from error
+
+
+def fault(split: Split, elements: tf.data.Dataset) -> UserError | None:
+    """The first of `elements` that cannot be read or decoded, as a message; None where all can."""
+    one, number, element = tf.function(decoder(split)), 0, None
+    try:
+        for element in elements.batch(1):
+            number += 1
+            one(element)
+    except (tf.errors.OpError, ValueError) as error:
+        text = str(getattr(error, "message", error))
+        if own := re.search(r"UserError: (--.*?)(?:\n|$)", text):  # a source's own message
+            return UserError(own[1])
+        lines = [x for x in text.splitlines() if not re.match(r'\s+File "|Detected at|Graph exec|\s*\[\[', x)]
+        reason = " ".join(" ".join(lines).partition("Traceback (most recent call last)")[0].split())
+        reason = re.sub(r"^\{\{function_node.*?\}\}\s*|\s*\[Op:\w+\]|\[\[\{\{.*", "", reason)
+        return UserError(
+            f"--dataset={split.source.name}: an example of {split.name} cannot be read, "
+            f"{_place(split, element, number)}: {reason[:400]} {split.source.remedy}"
+        )
+    return None
+
+
+def _place(split: Split, element: Any, number: int) -> str:
+    """Which example it is, as its source tells."""
+    if element is not None and element.dtype == tf.int64:
+        described = getattr(split.source, "described", "number {}".format)
+        return described(int(element[0]))
+    return f"number {number} of those that were read then"
+
+
+class _Column:
+    """One part of the examples of a split, filled group by group."""
+
+    def __init__(self, spec: tf.TensorSpec, size: int) -> None:
+        self.spec, self.size, self.filled = spec, size, 0
+        self.parts: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
+        if not varies(spec):
+            self.array = np.empty((size, *spec.shape), spec.dtype.as_numpy_dtype)
+
+    def add(self, values: Any) -> None:
+        """The next group."""
+        if varies(self.spec):
+            self.parts.append(values.flat_values.numpy())
+            self.lengths.append(values.row_lengths().numpy())
+            rows = len(self.lengths[-1])
+        else:
+            group = values.numpy()
+            rows = len(group)
+            self.array[self.filled : self.filled + rows] = group[: max(0, self.size - self.filled)]
+        self.filled += rows
+
+    @property
+    def stored(self) -> Stored:
+        """All of it."""
+        if not varies(self.spec):
+            return self.array
+        return Flat(np.concatenate(self.parts), np.concatenate(self.lengths))

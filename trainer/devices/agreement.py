@@ -23,13 +23,13 @@ def share(strategy: tf.distribute.Strategy, text: str) -> list[str]:
         return [text]
     each, data = local_replicas(strategy), text.encode()[:LENGTH]
 
-    def told(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+    def own_row(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
         rows = np.zeros([count, LENGTH], np.int64)  # GPUs reduce int64, and int32 not everywhere
         if context.replica_id_in_sync_group % each == 0:
             rows[index, : len(data)] = list(data)
         return tf.constant(rows)
 
-    values = strategy.experimental_distribute_values_from_function(told)
+    values = strategy.experimental_distribute_values_from_function(own_row)
     rows = strategy.reduce("SUM", values, axis=None).numpy().astype(np.uint8)
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
@@ -54,6 +54,18 @@ def from_first(strategy: tf.distribute.Strategy, act: Callable[[], str]) -> str:
     return answer
 
 
+def text_from_first(strategy: tf.distribute.Strategy, act: Callable[[], str]) -> str:
+    """As `from_first`, for a text of any length in ASCII.
+
+    Raises:
+      UserError: as `from_first`.
+    """
+    texts: list[str] = []
+    size = int(from_first(strategy, lambda: texts.append(act()) or str(len(texts[0]))))  # type: ignore[func-returns-value]
+    text = texts[0] if texts else ""
+    return "".join(share(strategy, text[at : at + LENGTH])[0] for at in range(0, size, LENGTH))
+
+
 def check_same(strategy: tf.distribute.Strategy, parts: Mapping[str, str], what: str, remedy: str) -> None:
     """Refuses to go on where the workers do not hold the same texts under the same names.
 
@@ -73,10 +85,10 @@ def check_same(strategy: tf.distribute.Strategy, parts: Mapping[str, str], what:
     # All workers see that they differ, so that all of them look for the first difference.
     for i in range(max(map(int, share(strategy, str(len(items)))))):
         item = items[i] if i < len(items) else "nothing"
-        there = share(strategy, hashlib.sha256(item.encode()).hexdigest()[:8] + item)
-        if len(set(there)) > 1:
+        rows = share(strategy, hashlib.sha256(item.encode()).hexdigest()[:8] + item)
+        if len(set(rows)) > 1:
             break
-    texts = [f"worker {index} has {text[8:]!r}" for index, text in enumerate(there)]
+    texts = [f"worker {index} has {text[8:]!r}" for index, text in enumerate(rows)]
     raise UserError(f"--strategy=multi_worker: the workers' {what} differ: {listing(texts, 8)}. {remedy}")
 
 

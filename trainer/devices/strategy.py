@@ -42,11 +42,11 @@ def prepare(virtual_devices: int = 0) -> None:
         logical = [tf.config.LogicalDeviceConfiguration()] * virtual_devices
         tf.config.set_logical_device_configuration(cpu, logical)
     except RuntimeError:
-        there = _names("CPU")
-        if len(there) < virtual_devices:
+        available = _names("CPU")
+        if len(available) < virtual_devices:
             raise UserError(
                 f"--virtual_devices={virtual_devices}: TensorFlow has started with "
-                f"{listing(there)}. Prepare the devices before anything else uses TensorFlow."
+                f"{listing(available)}. Prepare the devices before anything else uses TensorFlow."
             ) from None
 
 
@@ -90,16 +90,16 @@ def strategy_for(
     named = _chosen(devices)
     if strategy == "one" or (strategy == "auto" and len(named) == 1):
         return _one(named)
-    there = named or _replica_devices(virtual_devices)
+    available = named or _replica_devices(virtual_devices)
     if strategy == "auto" and not named:
-        return _auto(there, batch_size)
-    if not there:
+        return _auto(available, batch_size)
+    if not available:
         raise UserError(
             f"--strategy=mirrored: no GPU is there, only {listing(_names())}. Give "
             "--virtual_devices=2 to try it on the CPU, or --strategy=one."
         )
-    _check_batch(batch_size, len(there), listing(there))
-    return mirrored(there), f"{_count(there)}, mirrored"
+    _check_batch(batch_size, len(available), listing(available))
+    return mirrored(available), f"{_count(available)}, mirrored"
 
 
 def mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
@@ -214,19 +214,19 @@ def _one(named: Sequence[str]) -> tuple[tf.distribute.Strategy, str]:
     return tf.distribute.get_strategy(), f"one replica on {_default()}"
 
 
-def _auto(there: Sequence[str], batch_size: int) -> tuple[tf.distribute.Strategy, str]:
+def _auto(available: Sequence[str], batch_size: int) -> tuple[tf.distribute.Strategy, str]:
     """The most of the devices that divide the batch."""
-    if not there:
+    if not available:
         chosen, sentence = _one(())
         return chosen, f"{sentence}: TensorFlow sees no GPU"
-    most = max(n for n in range(1, len(there) + 1) if batch_size % n == 0)
+    most = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
     why = "all there are"
-    if most < len(there):
-        why = f"the most of {len(there)} that divide --batch_size={batch_size}"
+    if most < len(available):
+        why = f"the most of {len(available)} that divide --batch_size={batch_size}"
     if most > 1:
-        used = list(there[:most])
+        used = list(available[:most])
         return mirrored(used), f"{_count(used)}: {why}"
-    chosen, sentence = _one(() if there[0] == _default() else there[:1])
+    chosen, sentence = _one(() if available[0] == _default() else available[:1])
     return chosen, f"{sentence}: {why}"
 
 
@@ -243,17 +243,17 @@ def _names(kind: str | None = None) -> list[str]:
 
 def _chosen(devices: str) -> list[str]:
     """The devices named in the flag, each of them there and named once."""
-    there = _names()
+    available = _names()
     chosen: list[str] = []
     for text in filter(None, (part.strip() for part in devices.split(","))):
         name = re.sub(r"^/?(device:)?", "", text, flags=re.IGNORECASE).upper()
-        if name not in there:
-            raise UserError(f"--devices={devices}: no {text} here. There is: {listing(there)}.")
+        if name not in available:
+            raise UserError(f"--devices={devices}: no {text} here. There is: {listing(available)}.")
         if name in chosen:
             raise UserError(f"--devices={devices}: {text} is named twice.")
         chosen.append(name)
     if devices and not chosen:
-        raise UserError(f"--devices={devices}: no device named. There is: {listing(there)}.")
+        raise UserError(f"--devices={devices}: no device named. There is: {listing(available)}.")
     return chosen
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.errors import fault, near
+from trainer.errors import UserError, fault, near
 from trainer.flags.durations import NUMBER, Duration, duration_of
 
 # A string literal (left as it is), or a duration that stands by itself.
@@ -52,6 +52,8 @@ def parse_call(text: str, flag: str) -> Call:
     for node in ast.walk(call):
         if isinstance(node, ast.Constant) and node.col_offset in durations:
             node.value = durations[node.col_offset]  # type: ignore[assignment]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value.bit_length() > 63:
+            raise fault(flag, text, f"a number of {node.value.bit_length():,} bits is too large.")
     args = tuple(_literal(node, source, text, flag) for node in call.args)
     kwargs: dict[str, Any] = {}
     for keyword in call.keywords:
@@ -70,7 +72,7 @@ def check_call(
     A misspelt, missing, surplus or doubled argument is a UserError with the signature. `what` says
     what the function is: "schedule", "optimizer", "model".
     """
-    signature = function if isinstance(function, inspect.Signature) else inspect.signature(function)
+    signature = function if isinstance(function, inspect.Signature) else signature_of(function)
     takes = f"The {what} is {signature_text(call.name, signature)}."
     by_name = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL,)]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in by_name)
@@ -92,6 +94,19 @@ def check_call(
     if missing:
         raise fault(flag, call.text, f"{' and '.join(missing)} must be given. {takes}")
     return bound
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function.
+
+    Raises:
+      UserError: it tells none, as some that are written in C do.
+    """
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise UserError(f"{name}: tells no signature, so its arguments cannot be checked. Wrap it.") from None
 
 
 def signature_text(name: str, signature: inspect.Signature) -> str:
@@ -147,10 +162,10 @@ def _blank_durations(text: str, flag: str) -> tuple[str, dict[int, Duration]]:
 
 def _dotted(node: ast.expr) -> str | None:
     """`a.b.c` of a name or attribute; None of anything else."""
-    if isinstance(node, ast.Attribute):
-        owner = _dotted(node.value)
-        return owner and f"{owner}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else None
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names, node = [node.attr, *names], node.value
+    return ".".join([node.id, *names]) if isinstance(node, ast.Name) else None
 
 
 def _literal(node: ast.expr, source: str, text: str, flag: str) -> Any:

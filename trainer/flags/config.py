@@ -8,32 +8,51 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
+from trainer.flags import conditions, criteria, layer_decay
+from trainer.flags.span import span
+from trainer.flags.texts import check_text
 
 MODES = (
     "train",
     "plan",
     "evaluate",
+    "predict",
     "inspect",
     "export",
     "verify_resume",
     "verify_distribution",
+    "lr_find",
+    "report",
 )
 
 # Flags that only these modes heed.
 _MODES_OF = {
     "plan_out": ("plan",),
+    "propose_out": ("inspect",),
+    "full": ("plan",),
     "export_to": ("export",),
-    "checkpoint": ("evaluate", "export"),
-    "weights": ("evaluate", "export"),
+    "export_format": ("export",),
+    "predict_to": ("predict",),
+    "checkpoint": ("evaluate", "export", "predict"),
+    "weights": ("evaluate", "export", "predict"),
     "verify_steps": ("verify_resume", "verify_distribution"),
     "accept_plan_change": ("train", "plan"),
+    "report_to": ("train", "report", "lr_find"),
+    "runs": ("report",),
+    "histograms": ("train",),
+    "profile": ("train",),
+    "show_groups": ("train",),
 }
-_INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt")
+_INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt", "init_layout")
 # Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).
 _OF_NO_USE = (
     *((name, "init_from", "", "Give --init_from=PATH") for name in (*_INIT_RULES, "init_weights")),
+    ("propose_out", "model", "", "Give the --model that the file is to fit"),
+    ("histograms", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
+    ("profile", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
     ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
     ("eval_every", "eval_split", "none", "Name an --eval_split"),
+    ("stop_when", "eval_split", "none", "Name an --eval_split to judge by"),
 )
 
 # {topic of --help: an example}, in the order of the fields below.
@@ -41,7 +60,7 @@ TOPICS = {
     "What to do": "--mode=plan",
     "What is trained": "--group='conv1/.* frozen' --group='.* adam cosine(1e-3, warmup=5%)'",
     "On what": "--dataset=mnist --manual_dir=/data/mnist",
-    "For how long": "--train_for=3epochs --eval_every=500",
+    "For how long": "--train_for=3epochs --eval_every=500 --stop_when='accuracy >= 0.992'",
     "How a step is made": "--precision=mixed_bfloat16 --clip_norm=1.0 --accumulate=4",
     "Where": "--strategy=mirrored --devices=GPU:0,GPU:1",
     "From where": "--init_from=/runs/pretrain --init_only='conv.*'",
@@ -98,16 +117,27 @@ class Config:
         _WHAT, [], "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen; repeats."
     )
     no_decay: Sequence[str] = _flag(_WHAT, [], "Variables (regex) that no weight decay touches; repeats.")
-    layer_decay: float = _flag(_WHAT, 1.0, "Each variable's rate times this to the power of its depth.")
+    layer_decay: str | float = _flag(
+        _WHAT, "", "FACTOR [by=REGEX]: each rate times FACTOR to the power of the variable's depth in blocks."
+    )
     dataset: str | DatasetLike | Mapping[str, Any] = _flag(
-        _DATA, "", "A TFDS name or a builder in datasets/: `mnist`, `digits`."
+        _DATA,
+        "",
+        "A TFDS name, a file or folder of your own, or a function: `mnist`, `table.csv`, `photos/`.",
     )
     fallback_dataset: str = _flag(_DATA, "", "What to train on where --dataset cannot be had.")
     data_dir: str = _flag(_DATA, "", "Where TFDS keeps prepared data (TFDS's own default if empty).")
     manual_dir: str = _flag(_DATA, "", "Where the original files of the data set lie.")
     data_residency: str = _flag(
-        _DATA, "auto", "Data on the device or read as it goes.", ("auto", "resident", "streaming")
+        _DATA,
+        "auto",
+        "Data on the device, decoded on the host, or read as it goes.",
+        ("auto", "resident", "host", "streaming"),
     )
+    pad: Sequence[str] = _flag(
+        _DATA, [], "FEATURE [multiple=N] [max=N] [value=X] [bucket=BATCHES]: bring lengths to one; repeats."
+    )
+    bad_examples: str = _flag(_DATA, "refuse", "Examples that cannot be used.", ("refuse", "skip", "keep"))
     train_split: str = _flag(_DATA, "train", "Split to train on.")
     eval_split: str = _flag(_DATA, "test", "Split to evaluate on; `none` for no evaluation.")
     batch_size: int = _flag(_DATA, 128, "Examples per batch over all replicas.")
@@ -115,6 +145,9 @@ class Config:
     log_every: str | int = _flag(_LONG, "100", "Duration between log points.")
     eval_every: str | int = _flag(_LONG, "1epoch", "Duration between evaluations.")
     save_every: str | int = _flag(_LONG, "1epoch", "Duration between checkpoints.")
+    stop_when: Sequence[str] = _flag(
+        _LONG, [], "`accuracy >= 0.992`, `loss:min stalls 3 evaluations`: end the run then; repeats."
+    )
     seed: int = _flag(_STEP, 0, "Seeds the initial weights, the order of the data and every mask.")
     precision: str = _flag(
         _STEP, "float32", "Numbers.", ("float32", "float64", "mixed_bfloat16", "mixed_float16")
@@ -136,14 +169,31 @@ class Config:
     init_cast: bool = _flag(_FROM, False, "Let a restored value change its float width.")
     init_weights: str = _flag(_FROM, "raw", "Which weights of the source.", ("raw", "ema"))
     init_adapt: Sequence[str] = _flag(_FROM, [], "PATTERN METHOD(...): change a value's shape; repeats.")
+    init_layout: str = _flag(_FROM, "", "Whose layout the source's arrays have.", ("", "keras", "torch"))
     workdir: str = _flag(_LEFT, "", "Directory of the run: checkpoints, metrics, plan, event files.")
     keep: int = _flag(_LEFT, 3, "Newest checkpoints to keep.")
-    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`.")
+    keep_best: str = _flag(_LEFT, "", "Also keep the checkpoint best in this metric: `accuracy`, `rmse:min`.")
+    hook: Sequence[str] = _flag(
+        _LEFT, [], "Function of each record, by dotted path: `my_module.on_record`; repeats."
+    )
     accept_plan_change: bool = _flag(_LEFT, False, "Resume although the plan differs from the saved one.")
+    report_to: str = _flag(
+        _LEFT, "", "File of the report; report.html in the workdir if empty, `none` for none."
+    )
+    histograms: bool = _flag(_LEFT, False, "Histograms of the trained weights for TensorBoard.")
+    profile: str = _flag(_LEFT, "", "Steps to profile for TensorBoard, first:last: `100:120`.")
+    show_groups: bool = _flag(_LEFT, False, "A live table of the groups under the progress bar.")
     plan_out: str = _flag(_MORE, "", "File that --mode=plan writes the plan to, as JSON.")
-    checkpoint: str = _flag(_MORE, "newest", "For evaluate and export: `newest`, `best` or a step.")
-    weights: str = _flag(_MORE, "raw", "For evaluate and export: which weights.", ("raw", "ema"))
+    full: bool = _flag(_MORE, False, "For plan: a row for each variable, not folded by layer or block.")
+    propose_out: str = _flag(_MORE, "", "Flagfile that --mode=inspect writes its proposal to.")
+    checkpoint: str = _flag(_MORE, "newest", "For evaluate, predict, export: `newest`, `best` or a step.")
+    weights: str = _flag(_MORE, "raw", "For evaluate, predict, export: which weights.", ("raw", "ema"))
+    predict_to: str = _flag(_MORE, "", "File that --mode=predict makes: .csv, .parquet, .npz, .jsonl, or -.")
     export_to: str = _flag(_MORE, "", "Directory that --mode=export makes.")
+    runs: Sequence[str] = _flag(_MORE, [], "For report: working directories to compare; repeats.")
+    export_format: str = _flag(
+        _MORE, "", "Of saved_model,keras,tflite; a SavedModel, and .keras where it can be, if empty."
+    )
     verify_steps: int = _flag(_MORE, 6, "Steps that the verify modes train.")
 
     def __post_init__(self) -> None:
@@ -152,7 +202,7 @@ class Config:
             value, kind = getattr(self, f.name), kind_of(f)
             if kind is list:
                 object.__setattr__(self, f.name, [value] if isinstance(value, str) else list(value))
-            elif kind is str and type(value) is int:
+            elif kind is str and (type(value) is int or (f.name == "layer_decay" and type(value) is float)):
                 object.__setattr__(self, f.name, str(value))
 
     @property
@@ -181,6 +231,9 @@ class Config:
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             _check_type(f, value)
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and text:
+                    check_text(f.name, text)
             if choices and value not in choices:
                 raise UserError(
                     f"--{f.name}={value}: not one of {', '.join(choices)}. {near(value, choices)}"
@@ -193,7 +246,10 @@ class Config:
             ("virtual_devices", 0, 64),
             ("verify_steps", 2, 1000),
         )
+        span(self.profile, "--profile")
         self._check_use()
+        criteria.split(self.keep_best)
+        conditions.parse(self.stop_when)
         for name, least, most in bounds:
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"--{name}={getattr(self, name)}: must lie from {least} to {most}.")
@@ -201,8 +257,7 @@ class Config:
             raise UserError(f"--clip_norm={self.clip_norm}: must be a finite number above 0.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema={self.ema}: must lie between 0 and 1, such as 0.999.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay={self.layer_decay}: must be above 0 and at most 1, such as 0.75.")
+        layer_decay.parse(str(self.layer_decay))
 
     def _check_use(self) -> None:
         """Refuses a flag that the mode or the other flags leave without effect."""
@@ -252,6 +307,8 @@ def _check_type(flag: "Field[Any]", value: Any) -> None:
     kind, allowed = kind_of(flag), {bool: bool, int: int, float: int | float, str: str}
     if flag.name in ("model", "dataset") or (value is None and flag.default is None):
         return
+    if isinstance(value, int) and value.bit_length() > 63:  # Python would not even write it out
+        raise UserError(f"--{flag.name}: a number of {value.bit_length():,} bits is too large.")
     if kind is list:
         right = all(isinstance(item, str) for item in value)
     else:

@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from trainer.errors import fault
 
-NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+MOST = 10**12  # steps; a year of the fastest loop has fewer
 _DURATION = re.compile(rf"({NUMBER})(steps?|epochs?|%)?")
 
 
@@ -38,6 +39,12 @@ class Clock:
 
     def steps(self, duration: Duration, flag: str = "") -> int:
         """Whole steps: epochs are ceil(n * examples / batch), shares rounded (halves up)."""
+        steps = self._steps(duration, flag)
+        if steps > MOST:
+            raise fault(flag, duration, f"is {steps:.3g} steps. No run can have more than {MOST:.0e}.")
+        return steps
+
+    def _steps(self, duration: Duration, flag: str) -> int:
         # repr, so that 0.1 is a tenth and not the binary fraction just above it.
         value = Fraction(repr(duration.value))
         if duration.unit == "epochs":
@@ -65,6 +72,8 @@ def duration_of(number: str, unit: str, text: str, flag: str) -> Duration:
     unit = unit if unit == "%" else unit.removesuffix("s") + "s"
     if not math.isfinite(value):
         raise fault(flag, text, "not a finite length.")
+    if value > MOST:
+        raise fault(flag, text, f"longer than any run can be. Give at most {MOST:.0e}.")
     if unit == "steps" and value != int(value):
         raise fault(flag, text, "a step is never divided; give whole steps, or epochs.")
     if unit == "%" and value > 100:

@@ -11,6 +11,7 @@ from trainer.groups.group_optimizer import GroupOptimizer
 from trainer.groups.phases import Group, Phase
 from trainer.groups.rules import Owned
 from trainer.groups.schedules import Schedule
+from trainer.groups.states import states
 from trainer.model.names import ModelVariable
 
 
@@ -21,10 +22,12 @@ class PerVariable:
     Attributes:
       multipliers: of the group's rate, by variable name; 1 where none is given.
       no_decay: names of the variables that no weight decay touches.
+      depths: of the layers, which the multipliers follow from, by variable name; {} without `--layer_decay`.
     """
 
     multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     no_decay: frozenset[str] = frozenset()
+    depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,7 @@ def partition(
     strategy: tf.distribute.Strategy,
     per_variable: PerVariable = PerVariable(),
     only_shapes: bool = False,
+    variables: Sequence[ModelVariable] = (),
 ) -> Partition:
     """The parts of a model whose rules own `owned`.
 
@@ -104,6 +108,7 @@ def partition(
       strategy: in whose scope the optimizers are made.
       per_variable: see there.
       only_shapes: as `GroupOptimizer.build` has it.
+      variables: of the model, for the state among them.
 
     Raises:
       UserError: groups or phases that do not fit the run's length, a schedule that does not fit its
@@ -111,7 +116,8 @@ def partition(
     """
     total = clock.total or 0
     groups = phases.resolve(owned, clock, total)
-    run_phases = phases.phases(groups, total)
+    found = states([rule for rule, _ in owned], variables)
+    run_phases = phases.phases(groups, total, found)
     rates = {}
     for group in groups:
         assert group.rule.schedule is not None

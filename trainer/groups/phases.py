@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trainer.errors import UserError
 from trainer.flags.durations import Clock
 from trainer.groups.rules import Owned, Rule
+from trainer.groups.states import State, still
 from trainer.model.names import ModelVariable
 
 
@@ -23,11 +24,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps `start` up to `stop`, exclusive, in which the same groups train."""
+    """Steps `start` up to `stop`, exclusive, in which the same groups train.
+
+    Attributes:
+      active: those groups.
+      still: names of the state that does not move.
+    """
 
     start: int
     stop: int
     active: tuple[Group, ...]
+    still: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
@@ -56,8 +63,13 @@ def resolve(owned: Sequence[Owned], clock: Clock, total: int) -> list[Group]:
     return groups
 
 
-def phases(groups: Sequence[Group], total: int) -> list[Phase]:
+def phases(groups: Sequence[Group], total: int, found: Sequence[State] = ()) -> list[Phase]:
     """The phases of a run, in order; together they cover steps 0 to `total`.
+
+    Args:
+      groups: of the run.
+      total: steps of the run.
+      found: the state of the model.
 
     Raises:
       UserError: nothing to train in some phase.
@@ -71,22 +83,30 @@ def phases(groups: Sequence[Group], total: int) -> list[Phase]:
                 f"--group: nothing to train from step {start} up to step {stop}: every variable is "
                 "frozen there. Let a group start by then (from=) or end later (until=)."
             )
-        result.append(Phase(start, stop, active))
+        names = frozenset(v.name for group in active for v in group.variables)
+        result.append(Phase(start, stop, active, still(found, names, frozenset(g.name for g in active))))
     return result
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """The phase of the last of `step` steps done; before the first, the first."""
+    return next((phase for phase in phases if step <= phase.stop), phases[-1])
 
 
 @dataclass
 class Events:
-    """At which steps something happens: multiples of each period, and the end."""
+    """At which steps something happens: multiples of each period, single ones, and the end."""
 
     log: int
     evaluate: int
     save: int
     total: int
+    marks: tuple[int, ...] = ()
 
     def next(self, step: int, phase: Phase) -> int:
         """The first step after `step` at which the host must act."""
         due = [(step // period + 1) * period for period in (self.log, self.evaluate, self.save)]
+        due += [mark for mark in self.marks if mark > step]
         return min(*due, phase.stop, self.total)
 
     def due(self, period: int, step: int) -> bool:

@@ -14,14 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.flags.durations import Clock
-from trainer.groups import schedules
+from trainer.groups import plan_table, schedules
 from trainer.groups.group_optimizer import state_bytes
 from trainer.groups.partition import Partition
 from trainer.groups.phases import Group, Phase
 from trainer.groups.rules import FROZEN
+from trainer.model.blocks import MOST_ROWS, folded
 from trainer.model.names import ModelVariable
 from trainer.text import aligned
 
+_VARIABLE = "variable "  # begins the keys that tell of one
+# What plans of earlier versions, and of data that are not prepared, do not have.
+_MAY_LACK = ("fingerprint", "classes")
 # What a longer run may change, and what only describes it.
 _OF_THE_END = ("total", "phases", "rows", "totals", "rates_at", "rules")
 
@@ -58,8 +62,9 @@ class Plan:
 
     def __str__(self) -> str:
         """The tables."""
-        columns, rows, below = table(self.body)
-        groups, totals = totals_table(self.body)
+        columns, rows, below = plan_table.table(self.body)
+        below += plan_table.warnings(self.body)
+        groups, totals = plan_table.totals_table(self.body)
         return "\n".join([*aligned([columns, *rows]), *below, *aligned([groups, *totals])])
 
 
@@ -113,11 +118,40 @@ def _rows(variables: Sequence[ModelVariable], parts: Partition, steps: Sequence[
                 "rates": [rate and rate * times for rate in shown[group.name]],
                 "weight_decay": optimizer.weight_decay(v),
             }
+            if deep := parts.per_variable.depths:
+                row |= {"depth": deep[v.name], "factor": times}
         else:
-            row["group"] = FROZEN if v.trainable else "not trained"
+            row["group"] = FROZEN if v.trainable else plan_table.UNTRAINED
             row |= dict.fromkeys(("optimizer", "from", "until", "rates", "weight_decay"))
+        row["moves"] = _moving(v, parts.phases)
         rows.append({**row, "state_bytes": sizes.get(v.name, 0)})
     return rows
+
+
+def _moving(v: ModelVariable, phases: Sequence[Phase]) -> str | None:
+    """In which steps the forward pass moves a state variable: `yes`, `no`, or `3..8 12..20`."""
+    if v.trainable:
+        return None
+    moving: list[list[int]] = []
+    for phase in phases if v.assigned else ():
+        if v.name in phase.still:
+            continue
+        if moving and moving[-1][1] == phase.start:
+            moving[-1][1] = phase.stop
+        else:
+            moving.append([phase.start, phase.stop])
+    if moving == [[0, phases[-1].stop]]:
+        return "yes"
+    return " ".join(f"{start}..{stop}" for start, stop in moving) or "no"
+
+
+def trained_at(plan: Any, step: int) -> frozenset[str] | None:
+    """Names of the weights that train in the last of `step` steps done; None where `plan` does not tell."""
+    try:
+        groups = next((names for _, stop, names in plan["phases"] if step <= stop), plan["phases"][-1][2])
+        return frozenset(str(name) for group in groups for name in plan["groups"][group]["variables"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -155,83 +189,6 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return totals
 
 
-def table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(column titles, a row of cells per variable, sentences below) for a terminal of 80 to 100 columns.
-
-    `trained by` is number of the rule, group, optimizer; `@N` is the learning rate at step N, `wd` the
-    weight decay, `state` bytes of the optimizer. The rules stand below, and so does what all rows share.
-    """
-    rows, at = plan["rows"], _columns_at(plan)
-    number = {rule: str(i) for i, rule in enumerate(plan["rules"], 1)}
-    cells = {
-        "variable": [row["name"] for row in rows],
-        "shape": ["x".join(map(str, row["shape"])) or "scalar" for row in rows],
-        "trained by": [_trained_by(row, number) for row in rows],
-        **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in at},
-        "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
-        "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
-        "state": [_size(row["state_bytes"]) for row in rows],
-        "start value": [row["start"] for row in rows],
-    }
-    below = [f"rule {i}: {rule}" for rule, i in number.items()]
-    for column, sentence in (
-        ("trains", "Every trained variable trains in steps {}."),
-        ("wd", "Every trained variable has weight decay {}."),
-        ("start value", "Every start value comes from: {}."),
-    ):
-        values = set(cells[column]) - ({"-"} if column != "start value" else set())
-        if len(values) == 1:
-            del cells[column]
-            below.append(sentence.format(values.pop()))
-    return list(cells), [list(row) for row in zip(*cells.values(), strict=True)], below
-
-
-def _columns_at(plan: Mapping[str, Any]) -> list[int]:
-    """Of `rates_at` those to show: first, last, and in between two phases, else a quarter."""
-    steps = plan["rates_at"]
-    edges = [steps.index(start) for start, _, _ in plan["phases"][1:] if start in steps]
-    return sorted({0, *(edges[:2] or [min(1, len(steps) - 1)]), len(steps) - 1})
-
-
-def _trained_by(row: Mapping[str, Any], number: Mapping[str, str]) -> str:
-    optimizer = (row["optimizer"] or "").partition("(")[0]
-    return " ".join(filter(None, (number.get(row["rule"]), row["group"], optimizer)))
-
-
-def _size(count: float) -> str:
-    """Bytes in at most five characters."""
-    power = next((n for n in range(3) if count < 999.5 * 1000**n), 3)
-    return f"{count / 1000**power:.3g}{' kMG'[power].strip()}"
-
-
-def totals_table(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(column titles, one row of cells per group)."""
-    cells = [
-        [
-            name,
-            str(t["variables"]),
-            f"{t['parameters']:,}",
-            f"{100 * t['share']:.1f}%",
-            f"{t['state_bytes']:,} B",
-        ]
-        for name, t in plan["totals"].items()
-    ]
-    return ["group", "variables", "parameters", "of the model", "optimizer state"], cells
-
-
-def _rate(row: Mapping[str, Any], index: int) -> str:
-    if not row["optimizer"]:
-        return "-"
-    rate = row["rates"][index]
-    return "frozen" if rate is None else _short(rate)
-
-
-def _short(value: float) -> str:
-    """Three digits, in the shorter of the two notations."""
-    mantissa, _, exponent = f"{value:.2e}".partition("e")
-    return min(f"{value:.3g}", f"{float(mantissa):g}e{int(exponent)}", key=len)
-
-
 def digest(plan: Mapping[str, Any]) -> str:
     """SHA-256 of what two plans must share for one run to go on as the other."""
     return hashlib.sha256(json.dumps(_identity(plan), sort_keys=True).encode()).hexdigest()
@@ -243,7 +200,9 @@ def _identity(plan: Mapping[str, Any]) -> dict[str, Any]:
         # Steps follow from the durations; of those that lie ahead a longer run may make others.
         flat |= {f"group {name}: {k}": value for k, value in group.items() if k not in ("start", "stop")}
     for row in plan["rows"]:
-        flat[f"variable {row['name']}"] = f"{row['shape']} {row['dtype']} in {row['group']}"
+        factor = row.get("factor", 1.0)
+        decayed = f" at {factor:.9g} of its rate" if factor != 1 else ""
+        flat[f"{_VARIABLE}{row['name']}"] = f"{row['shape']} {row['dtype']} in {row['group']}{decayed}"
     return flat
 
 
@@ -253,13 +212,37 @@ def differences(saved: Mapping[str, Any], plan: Mapping[str, Any], done: int) ->
     ` - ` is as saved, ` + ` as it would be. Empty where every rate and phase up to `done` stays as it was.
     """
     before, after = _identity(saved), _identity(plan)
+    keys = dict.fromkeys([*before, *after])
+    lacking = {k for k in keys if k not in after or k not in before}
+    other = [k for k in keys if (k not in _MAY_LACK if k in lacking else before[k] != after[k])]
+    of_variables = [key for key in other if key.startswith(_VARIABLE)]
     lines = []
-    for key in dict.fromkeys([*before, *after]):
-        if key not in after or key not in before or before[key] != after[key]:
-            lines += [f" - {key}: {before[key]}"] if key in before else []
-            lines += [f" + {key}: {after[key]}"] if key in after else []
+    for key in other if len(of_variables) <= MOST_ROWS else [k for k in other if k not in of_variables]:
+        lines += [f" - {key}: {_shown(before[key])}"] if key in before else []
+        lines += [f" + {key}: {_shown(after[key])}"] if key in after else []
+    if len(of_variables) > MOST_ROWS:
+        lines += _by_cause(of_variables, before, after)
     if not lines and saved["total"] != plan["total"]:
         lines = [line for name in plan["groups"] for line in _past(name, saved, plan, done)]
+    return lines
+
+
+def _shown(value: Any) -> Any:
+    """A part of a plan in a line: long lists of variables folded by layer or block."""
+    long = isinstance(value, list) and len(value) > MOST_ROWS
+    return f"{len(value)} variables, {folded(value)}" if long else value
+
+
+def _by_cause(keys: Sequence[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Many variables that differ: a line for those that went, those that came, and those that changed."""
+    gone = [key.removeprefix(_VARIABLE) for key in keys if key not in after]
+    come = [key.removeprefix(_VARIABLE) for key in keys if key not in before]
+    lines = [f" - {len(gone)} variables: {folded(gone)}"] if gone else []
+    lines += [f" + {len(come)} variables: {folded(come)}"] if come else []
+    if both := [key for key in keys if key in before and key in after]:
+        names = folded([key.removeprefix(_VARIABLE) for key in both])
+        lines.append(f" - {len(both)} variables: {names}; the first, {both[0]}: {before[both[0]]}")
+        lines.append(f" + the first of them: {after[both[0]]}")
     return lines
 
 

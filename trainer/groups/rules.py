@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import UserError, listing, near
+from trainer.flags import patterns
 from trainer.flags.calls import Call, split_columns
 from trainer.flags.durations import Duration, parse_duration
 from trainer.groups import optimizers, schedules
@@ -74,10 +75,7 @@ def _parse_rule(text: str, name: str) -> Rule:
     columns = split_columns(text, flag)
     if len(columns) < 2:
         raise UserError(f"{flag}: a rule is {_GRAMMAR}.")
-    try:
-        pattern = re.compile(columns[0])
-    except re.error as error:
-        raise UserError(f"{flag}: the pattern {columns[0]!r} is not a regular expression: {error}.") from None
+    pattern = patterns.compiled(columns[0], flag)
     if columns[1] == FROZEN:
         if len(columns) > 2:
             raise UserError(
@@ -124,10 +122,12 @@ def assign(rules: Sequence[Rule], variables: Sequence[ModelVariable]) -> list[Ow
     """Each rule with the trainable variables that it owns: the first full match wins.
 
     Raises:
-      UserError: a trainable variable no rule covers; a rule that matches nothing, or only variables
-        that the model itself declares not trainable; a rule wholly shadowed by earlier ones. All
-        such faults are in one message.
+      UserError: a pattern that takes too long to match; a trainable variable no rule covers; a rule that
+        matches nothing, or, unless it says `frozen`, only variables that the model itself declares not
+        trainable; a rule wholly shadowed by earlier ones. All such faults are in one message, but for the
+        first.
     """
+    patterns.check_bounded([(rule.flag, rule.pattern) for rule in rules], _names(variables))
     owned: list[list[ModelVariable]] = [[] for _ in rules]
     matched: list[list[ModelVariable]] = [[] for _ in rules]
     uncovered: list[str] = []
@@ -140,6 +140,7 @@ def assign(rules: Sequence[Rule], variables: Sequence[ModelVariable]) -> list[Ow
         elif variable.trainable:
             uncovered.append(variable.name)
     faults = [_unused(i, rules, owned, matched[i], variables) for i in range(len(rules)) if not owned[i]]
+    faults = [fault for fault in faults if fault]
     if uncovered:
         faults.append(
             f"--group: no rule covers {listing(uncovered)}. Add a last rule for the rest, such as "
@@ -157,8 +158,9 @@ def _unused(
     matched: Sequence[ModelVariable],
     variables: Sequence[ModelVariable],
 ) -> str:
-    """Why the rule at `index` owns no variable."""
+    """Why the rule at `index` says nothing; empty where it freezes state."""
     rule = rules[index]
+    state = [v for v in matched if not v.random]
     trainable = {v.name for v in matched if v.trainable}
     if trainable:
         before = [rules[i].text for i in range(index) if trainable & {v.name for v in owned[i]}]
@@ -166,10 +168,24 @@ def _unused(
             f"{rule.flag}: every variable it matches ({listing(sorted(trainable))}) belongs to an "
             f"earlier rule: {' | '.join(before)}. The first match wins, so put the narrower rule first."
         )
+    if state and rule.optimizer is None:
+        first = [first_match(rules, v) for v in state]
+        if rule in first:
+            return ""
+        earlier = listing(dict.fromkeys(r.text for r in first if r))
+        return (
+            f"{rule.flag}: the state it matches ({listing(v.name for v in state)}) is matched by an earlier "
+            f"rule: {earlier}. The first match wins, so put the narrower rule first."
+        )
+    if state:
+        return (
+            f"{rule.flag}: matches only {listing(v.name for v in state)}, which the model itself declares "
+            "not trainable. Remove the rule, or say `frozen` to keep that state as it is."
+        )
     if matched:
         return (
-            f"{rule.flag}: matches only {listing(v.name for v in matched)}, which the model itself "
-            "declares not trainable. Remove the rule."
+            f"{rule.flag}: matches only {listing(v.name for v in matched)}, random state, which is another "
+            "at every step. Remove the rule."
         )
     names = [v.name for v in variables if v.trainable]
     return (
@@ -178,23 +194,30 @@ def _unused(
     )
 
 
+def _names(variables: Iterable[ModelVariable]) -> list[str]:
+    return [name for v in variables for name in (v.name, *v.aliases)]
+
+
+def first_match(rules: Sequence[Rule], variable: ModelVariable) -> Rule | None:
+    """The first rule whose pattern matches the variable; None where none does."""
+    return next((rule for rule in rules if matches(rule.pattern, variable)), None)
+
+
 def matches(pattern: re.Pattern[str], variable: ModelVariable) -> bool:
     """Whether `pattern` matches the whole of the variable's name or of one of its aliases."""
     return any(pattern.fullmatch(name) for name in (variable.name, *variable.aliases))
 
 
-def select(patterns: Iterable[str], variables: Sequence[ModelVariable], flag: str) -> frozenset[str]:
-    """Names of the variables that any of `patterns` matches.
+def select(texts: Iterable[str], variables: Sequence[ModelVariable], flag: str) -> frozenset[str]:
+    """Names of the variables that any of the patterns in `texts` matches.
 
     Raises:
-      UserError: a pattern that is no regular expression or matches nothing.
+      UserError: a pattern that is no regular expression, matches nothing, or takes too long to match.
     """
     names: set[str] = set()
-    for text in patterns:
-        try:
-            pattern = re.compile(text)
-        except re.error as error:
-            raise UserError(f"{flag}={text}: not a regular expression: {error}.") from None
+    for text in texts:
+        pattern = patterns.compiled(text, f"{flag}={text}")
+        patterns.check_bounded([(f"{flag}={text}", pattern)], _names(variables))
         hits = {v.name for v in variables if matches(pattern, v)}
         if not hits:
             raise UserError(

@@ -23,8 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.errors import UserError, near
-from trainer.flags.calls import Call, check_call, parse_call, signature_text
+from trainer.errors import UserError, blame, message_of, near
+from trainer.flags.calls import Call, check_call, parse_call, signature_of, signature_text
 from trainer.flags.durations import Clock, Duration
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
@@ -235,10 +235,12 @@ def build(call: Call, clock: Clock, length: int, flag: str) -> Schedule:
     try:
         rate = _cast(function(**values), keras.config.floatx())
         _try(rate, length)
-    except Exception as error:  # A custom schedule may raise anything.
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A custom schedule may raise anything.
         hint = " (the step is an int64 tensor)" if isinstance(error, TypeError) else ""
-        raise UserError(f"{flag}: {call.text}: {kind}{error}{hint}.") from error
+        what = message_of(error) if isinstance(error, ValueError) else f"the schedule {blame(error)}{hint}"
+        raise UserError(f"{flag}: {call.text}: {what.removesuffix('.')}.") from error
     return rate
 
 
@@ -297,22 +299,25 @@ def _function(call: Call, flag: str) -> Callable[..., Any]:
         known = [f.__name__ for f in _SCHEDULES]
         raise UserError(f"{where}: no schedule is called {call.name}. {near(call.name, known)}")
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except Exception as error:  # Importing runs the user's module: it may raise anything.
+        imported = importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # Importing runs the user's module: it may raise anything.
         raise UserError(
-            f"{where}: {module} cannot be imported ({type(error).__name__}: {error}). "
+            f"{where}: {module} cannot be imported ({blame(error).removeprefix('raised ')}). "
             "Its folder must be the working directory or on PYTHONPATH."
         ) from error
+    found = getattr(imported, attribute, None)
     if not callable(found):
         what = "has no" if found is None else "holds no function called"
-        hint = near(attribute, vars(importlib.import_module(module)))
+        hint = near(attribute, vars(imported))
         raise UserError(f"{where}: the module {module} {what} {attribute}. {hint}")
     return found
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """What users may write: of our own schedules, all but `length`."""
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     if function not in _SCHEDULES:
         return signature
     shown = [p for p in signature.parameters.values() if p.name != "length"]

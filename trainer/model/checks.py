@@ -1,17 +1,21 @@
 """What a model and its loss must be, checked before any data is read."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError, listing
+from trainer.model import returns
+from trainer.model.graphs import check_draws, strange_writes, written
 from trainer.model.module import ModelModule, guarded
 from trainer.model.names import ModelVariable
-
-_RETURNS = "(loss [B], {metric: value [B] or (value [B], weight [B])})"
+from trainer.model.scope import Scope
 
 
 def check_features(module: ModelModule, model: Any, features: Any, what: str) -> None:
@@ -62,6 +66,18 @@ def check_precision(model: Any, variables: Sequence[ModelVariable], precision: s
             )
 
 
+class Traced(NamedTuple):
+    """What a trace of the loss has told.
+
+    Attributes:
+      metrics: their names, sorted.
+      assigned: names of the variables that a forward pass writes.
+    """
+
+    metrics: tuple[str, ...]
+    assigned: frozenset[str]
+
+
 @dataclass
 class LossTrace:
     """The loss and its gradient, traced on a batch of the data's shapes; nothing is run.
@@ -71,36 +87,84 @@ class LossTrace:
       model: what its `build` returned.
       variables: of the model.
       trained: names of those that some group trains.
+      nested: in words, why the step runs the forward pass inside of an inner function; empty where not.
     """
 
     module: ModelModule
     model: Any
     variables: Sequence[ModelVariable]
     trained: frozenset[str]
-    _metrics: tuple[str, ...] = ()
+    nested: str = ""
+    _metrics: dict[bool, frozenset[str]] = field(default_factory=dict)
+    _assigned: set[str] = field(default_factory=set)
+    _strange: set[str] = field(default_factory=set)
+    _buried: set[str] = field(default_factory=set)
     _watched: Sequence[Any] = ()
     _loose: list[str] = field(default_factory=list)
 
     def check(
-        self, spec: Mapping[str, tf.TensorSpec], batch: int, strategy: tf.distribute.Strategy
-    ) -> tuple[str, ...]:
-        """Names of the metrics, sorted.
+        self,
+        spec: Mapping[str, Any],
+        batch: int,
+        strategy: tf.distribute.Strategy,
+        evaluates: bool = True,
+    ) -> Traced:
+        """What the loss yields and writes, in training and in evaluation.
 
         Args:
           spec: of one decoded example.
           batch: examples of one replica's batch.
           strategy: in whose scope the model was built.
+          evaluates: whether it is evaluated as well.
 
         Raises:
-          UserError: `loss` raises, returns something else than (loss [B], {metric: [B]}), uses a trainable
-            variable that has no name here, or does not depend on a variable that is to be trained.
+          UserError: `preprocess` or `loss` raises, changes the number of rows, returns something else than
+            (loss [B], {metric: [B]}), other metrics in evaluation than in training, uses a trainable
+            variable that has no name here, does not depend on a variable that is to be trained, writes what
+            is not the model's, or draws random numbers that are not the step's.
         """
-        batched = {k: tf.TensorSpec([batch, *s.shape], s.dtype) for k, s in spec.items()}
+        batched = tf.nest.map_structure(lambda s: tf.TensorSpec([batch, *s.shape], s.dtype), dict(spec))
+        for training in (True, False) if evaluates else (True,):
+            self._traced(batched, training, strategy)
+        if evaluates and self._metrics[True] != self._metrics[False]:
+            one, other = (sorted(self._metrics[training]) for training in (True, False))
+            raise UserError(
+                f"--model: its loss returns the metrics {listing(one)} in training and {listing(other)} in "
+                "evaluation. Return the same names in both."
+            )
+        self._check_strange()
+        if self._loose:
+            raise UserError(
+                f"--group: the loss does not depend on {listing(self._loose)}, so there is no gradient to "
+                "train it by. Add a rule before the others that freezes it, such as "
+                f"--group='{self._loose[0]} frozen'."
+            )
+        return Traced(tuple(sorted(self._metrics[True])), frozenset(self._assigned))
+
+    def _traced(self, batched: Any, training: bool, strategy: tf.distribute.Strategy) -> None:
+        def once(batch: Any) -> None:
+            inner = lambda b: self._trace(b, training)  # noqa: E731
+            (tf.function(inner) if self.nested and training else inner)(batch)
 
         def on_replicas(batch: Any) -> None:
-            strategy.run(self._trace, args=(batch,))
+            strategy.run(once, args=(batch,))
 
-        guarded(lambda: tf.function(on_replicas).get_concrete_function(batched), "--model: its loss")
+        keras.random.normal([0])  # makes Keras's own generator, which takes its seed from Python's
+        before = _host_generators()
+        what = "--model: its loss" + ("" if training else " in evaluation")
+        with _nested(self.nested):
+            traced = guarded(lambda: tf.function(on_replicas).get_concrete_function(batched), what)
+        graph = traced.graph
+        check_draws(graph, what)
+        if _host_generators() != before:
+            raise UserError(
+                f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
+                "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
+            )
+        self._assigned |= written(graph, self.variables)
+        self._strange |= set(strange_writes(graph, self.variables))
+
+    def _check_strange(self) -> None:
         known = {id(v.value) for v in self.variables}
         strange = [w.name for w in self._watched if id(_container(w)) not in known]
         if strange:
@@ -108,61 +172,63 @@ class LossTrace:
                 f"--model: its loss uses the trainable variable {listing(strange)}, to which no attribute of "
                 "the model leads. Make it in build, and keep it in the model."
             )
-        if self._loose:
+        if self._buried:
             raise UserError(
-                f"--group: the loss does not depend on {listing(self._loose)}, so there is no gradient to "
-                "train it by. Add a rule before the others that freezes it, such as "
-                f"--group='{self._loose[0]} frozen'."
+                f"--model: {listing(sorted(self._buried))} is assigned inside of a tf.cond, tf.while_loop, "
+                "tf.map_fn or tf.function, out of whose graph no value comes. Compute the new value in "
+                "there, and assign it outside."
             )
-        return self._metrics
+        if self._strange:
+            raise UserError(
+                f"--model: its loss or preprocess writes {listing(sorted(self._strange))}, which is no "
+                "variable of the model, so that no checkpoint would hold its value. Make it in build, and "
+                "keep it in the model; a metric is to be returned by loss, one value per example."
+            )
 
-    def _trace(self, batch: Any) -> None:
+    def _trace(self, batch: Any, training: bool) -> None:
+        key, rows = tf.zeros([2], tf.int32), returns.rows_of(batch)
         if self.module.preprocess:
-            batch = self.module.preprocess(batch, True, tf.zeros([2], tf.int32))
-        with tf.GradientTape() as tape, keras.StatelessScope(collect_losses=True) as scope:
-            result = self.module.loss(self.model, batch, True)
-            losses = _checked(result, _batch_size(batch))
+            raw = batch
+            with Scope(self.variables, key, what="preprocess") as before:
+                batch = self.module.preprocess(batch, training, key)
+            returns.check_rows(raw, batch)
+            self._strange.update(before.strange)
+        with tf.GradientTape() as tape, Scope(self.variables, key, self.trained) as scope:
+            result = self.module.loss(self.model, batch, training)
+            losses = returns.losses_of(result, rows)
             total = tf.reduce_sum(losses) + sum(tf.cast(x, losses.dtype) for x in scope.losses)
-        self._metrics = tuple(sorted(result[1]))
-        self._watched = tape.watched_variables()
-        wanted = [v for v in self.variables if v.name in self.trained]
-        slopes = tape.gradient(total, [v.value for v in wanted])
-        self._loose = [v.name for v, s in zip(wanted, slopes) if s is None]  # noqa: B905
+        self._metrics[training] = frozenset(result[1])
+        self._assigned |= {v.name for v in self.variables if not v.random and scope.assigned(v) is not None}
+        self._strange.update(scope.strange)
+        self._buried.update(scope.buried)
+        if training:
+            self._watched = tape.watched_variables()
+            wanted = [v for v in self.variables if v.name in self.trained]
+            slopes = tape.gradient(total, [v.value for v in wanted])
+            self._loose = [v.name for v, s in zip(wanted, slopes) if s is None]  # noqa: B905
+
+
+@contextlib.contextmanager
+def _nested(why: str) -> Iterator[None]:
+    """Says what is at fault where the forward pass communicates and cannot."""
+    try:
+        yield
+    except UserError as error:
+        if why and "merge_call" in str(error):
+            raise UserError(
+                f"{why}: the model communicates between replicas in its forward pass (BatchNormalization "
+                "with synchronized=True, or an all_reduce of its own), which TensorFlow cannot do there. "
+                "Leave the flag out, or let each replica have statistics of its own."
+            ) from None
+        raise
+
+
+def _host_generators() -> tuple[Any, ...]:
+    _, keys, position, *_ = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), position
 
 
 def _container(variable: Any) -> Any:
     """The MirroredVariable of which `variable` is one replica's copy, or the variable itself."""
     container = getattr(variable, "_distributed_container", None)
     return container() if container else variable
-
-
-@tf.autograph.experimental.do_not_convert  # no user's code in it
-def _batch_size(batch: Any) -> int | None:
-    sizes = {x.shape[0] for x in tf.nest.flatten(batch) if x.shape.rank}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-@tf.autograph.experimental.do_not_convert  # no user's code in it
-def _checked(result: Any, size: int | None) -> tf.Tensor:
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        raise UserError(f"--model: its loss returned {type(result).__name__}, not {_RETURNS}.")
-    for name, value in result[1].items():
-        if name == "loss" or not isinstance(name, str):
-            raise UserError(f"--model: a metric is called {name!r}; give it another name, such as accuracy.")
-        if isinstance(value, tuple) and len(value) != 2:
-            raise UserError(f"--model: the metric {name!r} has {len(value)} parts. loss returns {_RETURNS}.")
-        for part in value if isinstance(value, tuple) else (value,):
-            _check_vector(f"the metric {name!r}", part, size)
-    _check_vector("the loss", result[0], size)
-    if not result[0].dtype.is_floating:
-        raise UserError(f"--model: the loss is {result[0].dtype.name}, not a float.")
-    return result[0]
-
-
-def _check_vector(what: str, value: Any, size: int | None) -> None:
-    if not tf.is_tensor(value) or value.shape.rank != 1 or (size and value.shape[0] not in (None, size)):
-        got = f"shape {value.shape}" if tf.is_tensor(value) else type(value).__name__
-        raise UserError(
-            f"--model: {what} has {got}, but one value per example ([{size or 'B'}]) is needed: the trainer "
-            f"divides by the global batch. loss returns {_RETURNS}."
-        )

@@ -2,20 +2,18 @@
 
 import contextlib
 import re
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, guarded, listing
 from trainer.flags.calls import Call, check_call, parse_call
 from trainer.model import find
-
-T = TypeVar("T")
+from trainer.model.keras2 import refuse_keras_2
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,9 @@ class ModelModule:
       check: `(model, features)`, raises ValueError where a data set does not suit.
       serve: `(model, batch) -> tensor or {name: tensor}`, what an export computes.
       depth: `(variable name) -> int`, layers between it and the head.
+      outputs: `(model, batch) -> {name: [B, ...]}`, what `metrics` and predictions are made of.
+      metrics: `({name: array [N, ...]}) -> {metric: number or array}`, of a whole evaluation split.
+      better: `{metric: "min" or "max"}`, which end of a metric is the good one.
       name: what a message calls it.
 
     Example:
@@ -48,6 +49,9 @@ class ModelModule:
     check: Callable[..., Any] | None = None
     serve: Callable[..., Any] | None = None
     depth: Callable[[str], int] | None = None
+    outputs: Callable[..., Any] | None = None
+    metrics: Callable[..., Any] | None = None
+    better: Mapping[str, str] | None = None
     name: str = "a ModelModule"
 
     @classmethod
@@ -96,34 +100,12 @@ def build(module: ModelModule, call: Call) -> Any:
     """
     flag = f"--model={call.text}"
     model = guarded(lambda: module.build(*call.args, **call.kwargs), f"{flag}: its build")
+    refuse_keras_2(model, flag)
     if not isinstance(model, keras.Model | tf.Module):
         raise UserError(
             f"{flag}: its build returned {type(model).__name__}, not a keras.Model or a tf.Module."
         )
     return model
-
-
-def guarded(function: Callable[[], T], what: str) -> T:
-    """`function()`; what the user's own code raises becomes a message with the line it came from.
-
-    Raises:
-      UserError: `function` raised.
-    """
-    try:
-        return function()
-    except UserError:
-        raise
-    except Exception as error:
-        frames: list[Any] = traceback.extract_tb(error.__traceback__)
-        kind, reason = type(error).__name__, str(error)
-        if staged := getattr(error, "ag_error_metadata", None):  # code that AutoGraph has rewritten
-            frames = staged.translated_stack[::-1]
-            kind, _, reason = staged.cause_message.partition(": ")
-            if kind == UserError.__name__:
-                raise UserError(reason) from None
-        own = [f for f in frames if not re.search(r"site-packages|<frozen|__autograph_generated", f.filename)]
-        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        raise UserError(f"{what} raised {kind}{where}: {' '.join(reason.split())[:1000]}") from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ models and layers, `tf.Module`) it is known by the attribute that holds it: `blo
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -28,6 +28,8 @@ class ModelVariable:
       random: whether it is the state of a random-number generator.
       layer: the layer or module that owns it.
       aliases: further names of a shared variable.
+      above: the layers and modules that it lies in, on every way that leads to it.
+      assigned: whether a forward pass writes it, as far as a trace of the loss has told.
     """
 
     name: str
@@ -37,6 +39,8 @@ class ModelVariable:
     random: bool
     layer: Any
     aliases: tuple[str, ...] = ()
+    above: tuple[Any, ...] = ()
+    assigned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +93,8 @@ def walk(model: Any) -> list[ModelVariable]:
     found: dict[int, ModelVariable] = {}
     names: dict[str, int] = {}
     aliases: dict[int, list[str]] = {}
-    for name, variable, owner in _leaves(model, "", model, set()):
+    above: dict[int, list[Any]] = {}
+    for name, variable, owners in _leaves(model, "", (model,), set()):
         value = variable.value if isinstance(variable, keras.Variable) else variable
         key = id(value)
         if names.setdefault(name, key) != key:
@@ -97,10 +102,12 @@ def walk(model: Any) -> list[ModelVariable]:
                 f"--model: two variables have the name {name!r}. Give the layers or attributes that "
                 "hold them different names."
             )
+        above.setdefault(key, []).extend(owners)
         if key in found:
             if name != found[key].name and name not in aliases[key]:
                 aliases[key].append(name)
             continue
+        _check_shape(name, value)
         aliases[key] = []
         wrapped = variable if isinstance(variable, keras.Variable) else None
         found[key] = ModelVariable(
@@ -108,27 +115,27 @@ def walk(model: Any) -> list[ModelVariable]:
             value=value,
             keras=wrapped,
             trainable=bool(variable.trainable),
-            random=_is_random(variable),
-            layer=owner,
+            random=is_random(variable),
+            layer=owners[-1],
         )
     _check_complete(model, found)
-    return [ModelVariable(**{**vars(v), "aliases": tuple(aliases[key])}) for key, v in found.items()]
+    return [replace(v, aliases=tuple(aliases[key]), above=tuple(above[key])) for key, v in found.items()]
 
 
 def _leaves(
-    node: Any, path: str, owner: Any, above: set[int]
-) -> Iterator[tuple[str, keras.Variable | tf.Variable, Any]]:
-    """(name, variable, owner) along the tree; `above` are the nodes on the way here (no circles)."""
+    node: Any, path: str, owners: tuple[Any, ...], above: set[int]
+) -> Iterator[tuple[str, keras.Variable | tf.Variable, tuple[Any, ...]]]:
+    """(name, variable, layers around it) along the tree; `above` are the nodes on the way (no circles)."""
     if isinstance(node, keras.Variable | tf.Variable):
-        yield path, node, owner
+        yield path, node, owners
         return
     if id(node) in above:
         return
     above = above | {id(node)}
-    if isinstance(node, keras.Layer | tf.Module):
-        owner = node
+    if isinstance(node, keras.Layer | tf.Module) and node is not owners[-1]:
+        owners = (*owners, node)
     for segment, child in _children(node):
-        yield from _leaves(child, _join(path, segment), owner, above)
+        yield from _leaves(child, _join(path, segment), owners, above)
 
 
 def _join(path: str, segment: str) -> str:
@@ -193,8 +200,18 @@ def _is_functional(node: Any) -> bool:
     return isinstance(node, keras.Model) and hasattr(node, "_operations_by_depth")
 
 
-def _is_random(variable: Any) -> bool:
+def is_random(variable: Any) -> bool:
+    """Whether `variable` is the state of a Keras seed generator."""
     return isinstance(variable, keras.Variable) and variable.name.endswith("seed_generator_state")
+
+
+def _check_shape(name: str, value: tf.Variable) -> None:
+    """A variable that may change its shape fits no slot, no plan and no packed reduce."""
+    if not value.shape.is_fully_defined():
+        raise UserError(
+            f"--model: the variable {name} has the shape {value.shape}, which is not fixed. Make it with a "
+            "fixed shape: as large as it may become, with what counts of it in another variable."
+        )
 
 
 def _check_complete(model: Any, found: dict[int, ModelVariable]) -> None:

@@ -1,6 +1,6 @@
 """What can be done, a file each: `run(config) -> exit status` of a `--mode`.
 
-Imports checkpoints, data, devices, flags, groups, model, readers, report, restore, run, training.
+Imports checkpoints, devices, flags, groups, model, readers, report, restore, run, training.
 """
 
 import importlib
@@ -27,7 +27,7 @@ def run(config: Config) -> int:
     try:
         return mode.run(config)
     except cluster.LOST as error:
-        told = cluster.lost(error, cluster.resolver(len(tf.config.list_physical_devices("GPU"))))
-        if told is None:
+        refusal = cluster.lost(error, cluster.resolver(len(tf.config.list_physical_devices("GPU"))))
+        if refusal is None:
             raise
-        raise told from error
+        raise refusal from error

@@ -4,11 +4,21 @@ from trainer.devices.strategy import is_chief
 from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.report.screen import Screen
+from trainer.report.tables import tables
 from trainer.run import weights
 from trainer.run.assemble import evaluation, evaluation_program
-from trainer.run.build import build_model, check_dataset, check_model, evaluation_split, open_source
+from trainer.run.build import (
+    build_model,
+    check_dataset,
+    check_model,
+    check_outputs,
+    check_room,
+    evaluation_split,
+    open_source,
+)
 from trainer.signals import stopping
 from trainer.training.evaluation import evaluate
+from trainer.training.failures import explained
 
 
 def run(config: Config) -> int:
@@ -26,15 +36,19 @@ def run(config: Config) -> int:
         screen = Screen(quiet=not is_chief(built.strategy))
         split = evaluation_split(config, built, open_source(config))
         assert split is not None
-        metrics = check_model(config, built, split, frozenset())
+        built, metrics = check_model(config, built, split, frozenset())
+        outputs = check_outputs(config, built, split, metrics)
         for sentence in (built.engine, *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)
         split.source.prepare()
-        split.size()
-        program = evaluation_program(config, built, metrics)
+        check_room(outputs, split, built)
+        program = evaluation_program(config, built, metrics, outputs)
         examples = evaluation(config, built, split)
-        values = evaluate(program, program.evaluator(examples), examples)
+        with explained(program, "--mode=evaluate"):
+            numbers, arrays, _ = evaluate(program, program.evaluator(examples, saved.trained), examples)
         data = f"{split.source.full_name} ({config.eval_split})"
-        screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *values.items()])
+        screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *numbers.items()])
+        for title, columns, rows in tables(arrays):
+            screen.table(title, columns, rows)
     return 0

@@ -1,18 +1,16 @@
-"""`--mode=export`: a checkpoint's weights as a SavedModel, and as `.keras` where the model is Keras's.
+"""`--mode=export`: a checkpoint's weights as a SavedModel, as `.keras`, and for TFLite.
 
-`--export_to` becomes the SavedModel, with `model.keras` in it. The signature `serving_default` takes batches
-of what the data set's examples hold, as far as the outputs depend on it, under the same names and before
-`preprocess`, which is part of it. What it gives back is what `serve(model, batch)` of the model module
-returns for the preprocessed batch; without one the model is called on the features that its inputs (of a
-Keras functional model) or its parameters (of any other) are named after. A single tensor is `outputs`.
+`--export_to` becomes the SavedModel, with `model.keras`, `model.tflite` and a README.md in it that says what
+each takes in. `signatures.py` has what there is to call; the outputs are those of `serving.py`.
 """
 
 import dataclasses
-import inspect
 import os
-import secrets
+import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +19,19 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import files
-from trainer.data.records import load
-from trainer.data.source import Split
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, near
 from trainer.flags.config import Config
 from trainer.model.module import guarded
+from trainer.model.resources import resources
+from trainer.noise import silent
 from trainer.report.screen import Screen
 from trainer.run import weights
-from trainer.run.build import Built, build_model, check_dataset, check_model, open_source, training_split
-from trainer.signals import stopping
+from trainer.run.build import build_model, check_dataset, check_model, open_source, training_split
+from trainer.run.serving import Served
+from trainer.run.signatures import Signature, shown, signatures
+from trainer.signals import Stop, stopping
 
-Batch = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Served:
-    """What an export computes: raw features of a batch to named outputs.
-
-    Attributes:
-      built: the model.
-      spec: of one decoded example.
-      what: the value of `--model`, for messages.
-    """
-
-    built: Built
-    spec: Mapping[str, Any]
-    what: str
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, tf.Tensor]:
-        """Outputs of `model` by the model module's `preprocess` and `serve`."""
-        module = self.built.module
-        if module.preprocess:
-            batch = module.preprocess(batch, False, tf.zeros([2], tf.int32))
-        if module.serve:
-            outputs = module.serve(model, batch)
-        else:
-            arguments, named = _arguments(self.what, model, batch)
-            outputs = model(*arguments, **named)
-        return dict(outputs) if isinstance(outputs, Mapping) else {"outputs": outputs}
-
-    def filled(self, model: Any, batch: Batch) -> dict[str, tf.Tensor]:
-        """Outputs on a batch of what counts, with nothing in the place of the rest."""
-        size = tf.shape(next(iter(batch.values())))[0]
-
-        def nothing(s: tf.TensorSpec) -> tf.Tensor:
-            return tf.fill([size, *s.shape], "" if s.dtype == tf.string else tf.zeros([], s.dtype))
-
-        rest = {k: tf.nest.map_structure(nothing, s) for k, s in self.spec.items() if k not in batch}
-        return self(model, {**rest, **batch})
+FORMATS = ("saved_model", "keras", "tflite")
 
 
 def run(config: Config) -> int:
@@ -77,42 +40,46 @@ def run(config: Config) -> int:
     Raises:
       UserError: no such weights, a model that cannot be served, or files that do not give back the same.
     """
-    target = _target(config)
-    with stopping():
+    formats, target = _formats(config), _target(config)
+    with stopping() as stop:
         config, saved, notes = weights.find(config)
         check_dataset(config)
         one = dataclasses.replace(config, strategy="one", devices="", virtual_devices=0, communication="auto")
         built, screen = build_model(one), Screen()
+        if not isinstance(built.model, keras.Model) and "keras" in config.export_format:
+            raise UserError(
+                f"--export_format={config.export_format}: the model is no Keras model. Leave keras out."
+            )
         split = training_split(one, built, open_source(one))
-        check_model(one, built, split, frozenset())
+        built, _ = check_model(one, built, split, frozenset())
         for sentence in (f"{built.engine}, for the export", *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)
-        serve = _Served(built, split.spec(), config.model_name)
-        signature = _signature(serve)
-        rows = _written(serve, signature, _examples(split, signature), target, screen)
-    takes = ", ".join(f"{name} {s.dtype.name}{list(s.shape)}" for name, s in signature.items())
-    table = [("weights", origin), ("SavedModel", str(target)), ("serving_default takes", takes), *rows]
-    screen.table("Export", ("what", "value"), table)
+        served = Served(built, split.spec(), config.model_name)
+        export = _Export(served, signatures(served, split), screen, sure=bool(config.export_format))
+        rows = _written(export, formats, target, stop)
+    called = [(f"{s.name} takes", shown(s.specs)) for s in export.ways]
+    screen.table(
+        "Export", ("what", "value"), [("weights", origin), ("written to", str(target)), *called, *rows]
+    )
     return 0
 
 
-def _written(
-    serve: _Served, signature: Mapping[str, tf.TensorSpec], examples: Batch, target: Path, screen: Screen
-) -> list[tuple[str, str]]:
-    """Writes all files aside, then renames; rows for the table."""
-    aside = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
-    try:
-        rows = [_save(serve, signature, aside, examples)]
-        if isinstance(serve.built.model, keras.Model):
-            rows.append(_save_keras(serve, aside, examples, screen))
-        files.sync_tree(aside)
-        aside.rename(target)
-    except OSError as error:
-        raise UserError(f"--export_to={target}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return rows
+def _formats(config: Config) -> tuple[str, ...]:
+    """What `--export_format` asks for; a SavedModel and, where it can be, `.keras` if it is not given."""
+    asked = tuple(part.strip() for part in config.export_format.split(",") if part.strip())
+    for name in asked:
+        if name not in FORMATS:
+            raise UserError(
+                f"--export_format={config.export_format}: {name!r} is none. {near(name, FORMATS)}"
+            )
+    return asked or ("saved_model", "keras")
+
+
+def _end(aside: Path, stop: Stop) -> None:
+    """Ends the process at a signal: TensorFlow may be busy for long, and what it writes is of no use."""
+    shutil.rmtree(aside, ignore_errors=True)
+    os._exit(stop.status or 1)
 
 
 def _target(config: Config) -> Path:
@@ -121,112 +88,170 @@ def _target(config: Config) -> Path:
     target = Path(config.export_to).expanduser()
     if os.path.lexists(target):
         raise UserError(f"--export_to={target}: is there already, and nothing is overwritten. Name another.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--export_to={target}: cannot be made: {error.strerror}.") from error
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--export_to={target}: cannot be made: {place} is no directory to write in.")
     return target
 
 
-# What is served
+@dataclass
+class _Export:
+    """What is exported.
+
+    Attributes:
+      served: the model.
+      ways: to call it; the first is the default.
+      screen: told what is left out.
+      sure: whether a format was asked for, so that it must not be left out.
+    """
+
+    served: Served
+    ways: Sequence[Signature]
+    screen: Screen
+    sure: bool
+
+    @property
+    def plain(self) -> Signature:
+        """The way that takes what the model's own code does: decoded examples."""
+        return next((signature for signature in self.ways if signature.name == "decoded"), self.ways[0])
+
+    @property
+    def model(self) -> Any:
+        """With its weights."""
+        return self.served.built.model
+
+    def outputs(self, signature: Signature) -> dict[str, tf.Tensor]:
+        """Of the model itself, on the examples."""
+        function = tf.function(lambda batch: signature.function(self.model, batch))
+        function(signature.examples)  # once before, so that what an output draws at random comes out another
+        return function(signature.examples)
 
 
-def _arguments(what: str, model: Any, batch: Batch) -> tuple[list[Any], Batch]:
-    """What to call the model with: the features that its inputs or parameters are named after."""
-    if isinstance(model, keras.Model) and getattr(model, "inputs", None):
-        names = [tensor.name for tensor in model.inputs]
-        given = {name: batch[name] for name in names if name in batch}
-        if len(given) == len(names):
-            return [given if len(names) > 1 else given[names[0]]], {"training": False}
-    else:
-        call = model.call if isinstance(model, keras.Model) else model
-        parameters = inspect.signature(call).parameters if callable(call) else {}
-        names = list(parameters)
-        given = {name: batch[name] for name in names if name in batch}
-        if given:
-            return [], {**given, **({"training": False} if "training" in names else {})}
-    raise UserError(
-        f"--model={what}: what it is to be called on cannot be told: it takes {listing(names)}, the "
-        f"examples have {listing(batch)}. Give the model module serve(model, batch), which returns a "
-        "tensor or a dict of tensors for a preprocessed batch."
-    )
+def _written(export: _Export, formats: Sequence[str], target: Path, stop: Stop) -> list[tuple[str, str]]:
+    """Writes all files aside, then renames; rows for the table. A signal leaves nothing behind."""
+    savers = {"saved_model": _save, "keras": _save_keras, "tflite": _save_tflite}
+    try:
+        with files.aside(target) as aside:
+            stop.request = lambda: _end(aside, stop)
+            rows, said = [], []
+            for name in formats:
+                if name != "keras" or isinstance(export.model, keras.Model):
+                    row, sentence = savers[name](export, aside)
+                    rows.append(row)
+                    said.append(sentence)
+            (aside / "README.md").write_text(_readme(export, said))
+            files.sync_tree(aside)
+            aside.rename(target)
+            stop.request = None
+    except OSError as error:
+        raise UserError(f"--export_to={target}: cannot be written: {error.strerror or error}.") from error
+    return rows
 
 
-def _signature(serve: _Served) -> dict[str, tf.TensorSpec]:
-    """The features on which the outputs depend, [B, ...]: a label, say, is not among them."""
-    batched = tf.nest.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), dict(serve.spec))
-    traced = guarded(
-        lambda: tf.function(lambda batch: serve(serve.built.model, batch)).get_concrete_function(batched),
-        "--mode=export: calling the model",
-    )
-    found, todo = set(), [tensor.op for tensor in traced.outputs]
-    while todo:
-        op = todo.pop()
-        if op not in found:
-            found.add(op)
-            todo += [tensor.op for tensor in op.inputs]
-    names = [name for name in sorted(batched) for _ in tf.nest.flatten(batched[name])]
-    used = {name for name, tensor in zip(names, traced.inputs, strict=False) if tensor.op in found}
-    strange = [name for name in used if not isinstance(batched[name], tf.TensorSpec)]
-    if strange or not used:
-        raise UserError(
-            f"--mode=export: the outputs depend on {listing(sorted(used))}, and a signature takes tensors by "
-            "their names, at least one. Let the model module's decode flatten the examples."
-        )
-    return {name: batched[name] for name in batched if name in used}
+Saved = tuple[tuple[str, str], str]  # a row for the table, and a sentence for the README
 
 
-def _examples(split: Split, signature: Mapping[str, Any]) -> Batch:
-    """Up to eight real examples to compare on; zeros where the data are not prepared."""
-    if not split.source.prepared:
-        return {k: np.zeros([2, *s.shape[1:]], s.dtype.as_numpy_dtype) for k, s in signature.items()}
-    name = split.name.partition("[")[0].partition("+")[0]
-    whole = dataclasses.replace(split, name=name)
-    arrays = load(dataclasses.replace(split, name=f"{name}[:{min(8, whole.examples)}]"))
-    return {name: arrays[name] for name in signature}
-
-
-# Writing and reading back
-
-
-def _save(
-    serve: _Served, signature: Mapping[str, tf.TensorSpec], aside: Path, examples: Batch
-) -> tuple[str, str]:
-    """Writes the SavedModel; a row for the table."""
-    holder, model = tf.Module(), serve.built.model
-    holder.weights = [v.value for v in serve.built.variables]
-    holder.serve = tf.function(lambda batch: serve.filled(model, batch))
-
-    @tf.function
-    def serving_default(**batch: tf.Tensor) -> dict[str, tf.Tensor]:
-        return holder.serve(batch)
-
-    named = {name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in signature.items()}
-    concrete = serving_default.get_concrete_function(**named)
-    holder.serve(examples)  # once before, so that what an output draws at random comes out another
-    wanted = holder.serve(examples)
+def _save(export: _Export, aside: Path) -> Saved:
+    """Writes the SavedModel."""
+    holder = _holder(export)
+    concrete = {each.name: _concrete(export, each) for each in export.ways}
+    wanted = {each.name: export.outputs(each) for each in export.ways}
     guarded(
-        lambda: tf.saved_model.save(holder, str(aside), signatures={"serving_default": concrete}),
+        lambda: tf.saved_model.save(holder, str(aside), signatures=concrete),
         "--mode=export: saving the model",
     )
-    loaded = tf.saved_model.load(str(aside)).signatures["serving_default"]
-    got = loaded(**{name: tf.constant(array) for name, array in examples.items()})
-    return "SavedModel read back", _compared(wanted, got, "SavedModel")
+    loaded = tf.saved_model.load(str(aside)).signatures
+    said = []
+    for each in export.ways:
+        given = {name: tf.constant(array) for name, array in each.examples.items()}
+        said.append(
+            f"{_compared(wanted[each.name], loaded[each.name](**given), f'SavedModel ({each.name})')}"
+        )
+    lines = [
+        f"`{signature.name}` takes {shown(signature.specs)}. {signature.about}" for signature in export.ways
+    ]
+    sentence = "The directory is a SavedModel. Its signatures:\n\n" + "\n".join(f"- {line}" for line in lines)
+    return ("SavedModel read back", said[0]), sentence
 
 
-def _save_keras(serve: _Served, aside: Path, examples: Batch, screen: Screen) -> tuple[str, str]:
-    """Writes `model.keras` into the SavedModel's directory, unless Keras cannot read it back."""
-    path, model = aside / "model.keras", serve.built.model
-    wanted = serve.filled(model, examples)
+def _concrete(export: _Export, signature: Signature) -> Any:
+    """A signature as a concrete function with named arguments."""
+
+    @tf.function
+    def call(**batch: tf.Tensor) -> dict[str, tf.Tensor]:
+        return signature.function(export.model, batch)
+
+    named = {name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in signature.specs.items()}
+    return call.get_concrete_function(**named)
+
+
+def _save_keras(export: _Export, aside: Path) -> Saved:
+    """Writes `model.keras` into the directory, unless Keras cannot read it back and nobody asked for it."""
+    path, model, signature = aside / "model.keras", export.model, export.plain
+    wanted = signature.function(model, signature.examples)
     try:
         model.save(path)
         # Safe, as it is the file that was just written.
-        got = serve.filled(keras.models.load_model(path, compile=False), examples)
+        got = signature.function(keras.models.load_model(path, compile=False), signature.examples)
     except Exception as error:  # what a layer of the user's raises
         path.unlink(missing_ok=True)
-        screen.warn(f"model.keras is left out, as Keras cannot read this model back: {error}")
-        return "model.keras", "left out"
-    return "model.keras read back", _compared(wanted, got, "model.keras")
+        said = f"model.keras is left out, as Keras cannot read this model back: {error}"
+        if export.sure:
+            raise UserError(f"--export_format: {said}") from error
+        export.screen.warn(said)
+        return ("model.keras", "left out"), ""
+    takes = "what `preprocess` of the model module makes of a batch, for which it has no code"
+    sentence = f"`model.keras` is the Keras model alone: it takes {takes}."
+    return ("model.keras read back", _compared(wanted, got, "model.keras")), sentence
+
+
+def _save_tflite(export: _Export, aside: Path) -> Saved:
+    """Writes `model.tflite`, of TFLite's own operations.
+
+    Raises:
+      UserError: the model needs others; names them.
+    """
+    signature, path, holder = export.plain, aside / "model.tflite", _holder(export)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([_concrete(export, signature)], holder)
+    try:
+        with silent():  # the whole stack for each operation
+            content = converter.convert()
+    except Exception as error:  # of the converter, or of MLIR
+        ops = re.search(r"(?:Select|Custom) ops?: ([\w, ]+)", str(error))
+        lacking = f"TFLite has no {ops[1]}" if ops else " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--export_format={','.join(FORMATS)}: tflite: {lacking}. Let `serve` of the model module do "
+            "without, on what `decode` and `preprocess` make, or leave tflite out."
+        ) from error
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this interpreter will move into a package of its own
+        call = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
+    given = {name: np.asarray(array) for name, array in signature.examples.items()}
+    got = {name: tf.constant(array) for name, array in call(**given).items()}
+    sentence = f"`model.tflite` takes {shown(signature.specs)}. {signature.about}"
+    return ("model.tflite read back", _compared(export.outputs(signature), got, "model.tflite")), sentence
+
+
+def _holder(export: _Export) -> tf.Module:
+    """What keeps the variables and tables of the model."""
+    holder, module = tf.Module(), export.served.built.module
+    holder.weights = [v.value for v in export.served.built.variables]
+    functions = [f for f in (module.preprocess, module.serve, module.decode) if f is not None]
+    holder.tables = resources(export.model, *functions)
+    return holder
+
+
+def _readme(export: _Export, said: Sequence[str]) -> str:
+    """What is in the directory, and what each takes and gives."""
+    outputs = export.outputs(export.plain)
+    gives = ", ".join(f"{n} {t.dtype.name}{[None, *t.shape[1:]]}" for n, t in outputs.items())
+    parts = [
+        f"# {export.served.what}",
+        *(s for s in said if s),
+        f"Each gives {gives}: B examples in, B rows out.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _compared(wanted: Mapping[str, Any], got: Mapping[str, Any], what: str) -> str:

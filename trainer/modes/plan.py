@@ -19,11 +19,11 @@ def run(config: Config) -> int:
     """
     screen = Screen()
     plan = planned(config, screen)
-    show_plan(screen, plan)
     if config.plan_out and not screen.quiet:
         path = Path(config.plan_out).expanduser()
         try:
             files.replace(path, json.dumps(plan, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--plan_out={path}: cannot be written: {error.strerror}.") from None
+    show_plan(screen, plan, config.full)
     return 0

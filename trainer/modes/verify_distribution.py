@@ -2,7 +2,8 @@
 
 A few steps are taken on one replica and on N, each from the same state, so that rounding does not
 add up. Dropout and batch statistics differ between replicas by their nature: a model that has such
-layers is compared as it runs in evaluation.
+layers is compared as it runs in evaluation. A `preprocess` that draws from its `seed` even there is given
+each example by itself, with a seed made of what the example holds.
 """
 
 import dataclasses
@@ -17,10 +18,10 @@ from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.groups.phases import Phase
-from trainer.model.module import ModelModule
 from trainer.report.screen import Screen
 from trainer.run.assemble import Assembled, assemble
-from trainer.run.build import Built, Engine, engine
+from trainer.run.build import Engine, engine
+from trainer.run.comparable import comparable, draws_always, unlike
 from trainer.run.start import initialise
 from trainer.signals import stopping
 from trainer.training.program import Program
@@ -59,6 +60,7 @@ class Side:
     made: Assembled
     program: Program
     feed: Any
+    draws: bool
 
     def gradients(self, phase: Phase) -> Callable[[int], tuple[Values, tf.Tensor]]:
         """step -> ({variable: gradient}, sums), applied to nothing."""
@@ -133,6 +135,11 @@ def _sides(config: Config, alone: Engine, many: Engine, screen: Screen) -> tuple
             f"Each replica has its own batch statistics or random masks in {listing(special)}: that is as it "
             "should be. For the comparison they run as in evaluation."
         )
+    if any(side.draws for side in sides):
+        screen.note(
+            "preprocess draws from its seed in evaluation, too, and each replica draws its own numbers: that "
+            "is as it should be. For the comparison an example's numbers are the same wherever it lies."
+        )
     return sides
 
 
@@ -140,27 +147,10 @@ def _side(config: Config, on: Engine) -> Side:
     made = assemble(config, on=on)
     if config.init_from:
         initialise(config, made.built, Screen(quiet=True), None)
-    built = dataclasses.replace(made.built, module=_comparable(made.built))
+    draws = draws_always(made)
+    built = dataclasses.replace(made.built, module=comparable(made.built, draws))
     made = dataclasses.replace(made, built=built)
-    return Side(made, made.program(), made.training_feed())
-
-
-def unlike(built: Built) -> list[str]:
-    """Layers that differ from replica to replica by their nature, by name."""
-    names = {v.name.rpartition("/")[0] for v in built.variables if v.random}
-    normalised = (v for v in built.variables if isinstance(v.layer, keras.layers.BatchNormalization))
-    return sorted(names | {v.name.rpartition("/")[0] for v in normalised})
-
-
-def _comparable(built: Built) -> ModelModule:
-    """The model module without what differs from replica to replica by its nature."""
-    module, still = built.module, bool(unlike(built))
-    preprocess = module.preprocess
-    same = None
-    if preprocess:  # its random numbers are each replica's own
-        same = lambda b, training, seed: preprocess(b, False, seed)  # noqa: E731
-    loss = lambda m, b, training: module.loss(m, b, training and not still)  # noqa: E731
-    return dataclasses.replace(module, loss=loss, preprocess=same)
+    return Side(made, made.program(), made.training_feed(), draws)
 
 
 def _steps(config: Config, one: Side, other: Side) -> Iterator[tuple[int, list[Compared]]]:

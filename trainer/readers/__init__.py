@@ -9,6 +9,8 @@ The format is recognised by what the file holds. Each format is a file of this p
 | TF1 name-based, V2 format | as stored, see `tf_checkpoint.py` |
 | Keras `.weights.h5`, `.keras`, legacy `.h5` | layer and variable names, see `keras_h5.py` |
 | `.safetensors`, `.npz` | as stored |
+| PyTorch `.pt`, `.pth`, `.bin` (zip) | as stored, see `torch_file.py` |
+| an `index.json` of shards of these | as stored, see `sharded.py` |
 
 Imports checkpoints.
 """
@@ -17,15 +19,15 @@ import zipfile
 from pathlib import Path
 
 from trainer.errors import UserError, near
-from trainer.readers import keras_h5, npz, safetensors_file, tf_checkpoint, tf_index
-from trainer.readers.source import Source, Spec, damaged, refuse
+from trainer.readers import keras_h5, npz, safetensors_file, sharded, tf_checkpoint, tf_index, torch_file
+from trainer.readers.source import Spec, WeightsFile, damaged, refuse
 
-__all__ = ["Source", "Spec", "open_source"]
+__all__ = ["Spec", "WeightsFile", "open_source"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> Source:
+def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> WeightsFile:
     """Opens a file or directory of weights; arrays are read when asked for.
 
     Args:
@@ -48,7 +50,7 @@ def open_source(path: str, weights: str = "raw", flag: str = "--init_from") -> S
     return source
 
 
-def _open(place: Path, path: str, weights: str, flag: str) -> Source:
+def _open(place: Path, path: str, weights: str, flag: str) -> WeightsFile:
     prefix = tf_checkpoint.find(place, path, flag)
     if prefix is not None:
         return tf_checkpoint.open_checkpoint(prefix, path, weights, flag)
@@ -71,10 +73,12 @@ def _open(place: Path, path: str, weights: str, flag: str) -> Source:
         return _open_zip(place, path, flag)
     if safetensors_file.looks_like(head):
         return safetensors_file.open_safetensors(place, path, flag)
+    if sharded.looks_like(place, head):
+        return sharded.open_sharded(place, path, flag, lambda shard: _open(shard, str(shard), weights, flag))
     raise refuse(flag, path, _why_not(place, head, tail))
 
 
-def _open_zip(place: Path, path: str, flag: str) -> Source:
+def _open_zip(place: Path, path: str, flag: str) -> WeightsFile:
     with zipfile.ZipFile(place) as archive:
         names = archive.namelist()
     if keras_h5.WEIGHTS in names:
@@ -82,17 +86,19 @@ def _open_zip(place: Path, path: str, flag: str) -> Source:
     if names and all(name.endswith(".npy") for name in names):
         return npz.open_npz(place, path, flag)
     if any(name.endswith(".pkl") for name in names):
-        raise refuse(flag, path, _PICKLE)
+        return torch_file.open_torch(place, path, flag)
     raise refuse(
         flag,
         path,
-        "is a zip archive, but neither a .keras file (no model.weights.h5 in it) nor an .npz file.",
+        "is a zip archive, but neither a .keras file (no model.weights.h5 in it) nor an .npz file nor one of "
+        "PyTorch's (no data.pkl in it).",
     )
 
 
 _PICKLE = (
-    "is a pickle (PyTorch's .pt, .pth and .bin are), and reading one runs whatever code it holds. "
-    "Save the weights as .safetensors or .npz where the file comes from."
+    "is a bare pickle (as PyTorch before 1.6 wrote them), and reading one runs whatever code it holds. "
+    "Load it once where it comes from and save it with torch.save(model.state_dict(), path) of a later "
+    "PyTorch, or as .safetensors."
 )
 
 
@@ -113,7 +119,7 @@ def _why_not(place: Path, head: bytes, tail: bytes) -> str:
     return (
         "is not a file of weights that is known here, or its beginning is damaged. Known are: "
         "checkpoints of this program and of TensorFlow, SavedModel directories, Keras .weights.h5, "
-        ".keras and .h5, .safetensors, .npz."
+        ".keras and .h5, .safetensors, .npz, PyTorch's .pt, .pth and .bin, and the index.json of shards."
     )
 
 
@@ -123,6 +129,8 @@ def _missing(place: Path) -> str:
             "is a directory without a whole checkpoint of this program (checkpoints/step-*/manifest.json), "
             "a TensorFlow checkpoint (*.index) or a SavedModel."
         )
+    if place.exists():
+        return "is a pipe, a socket or a device. Give a file."
     if place.parent.is_dir():
         names = [entry.name for entry in list(place.parent.iterdir())[:10000]]
         return f"there is no such file. {near(place.name, names)}"

@@ -77,6 +77,35 @@ def describe(dataset: h5py.Dataset, path: str) -> dict[str, Any]:
     }
 
 
+def texts(group: h5py.Group, name: str) -> list[str]:
+    """A list of texts among a group's attributes, which Keras cuts in pieces where it is long."""
+    found: list[str] = []
+    pieces = [name] if name in group.attrs else []
+    while not pieces or pieces[-1] != name:
+        piece = f"{name}{len(pieces)}"
+        if piece not in group.attrs:
+            break
+        pieces.append(piece)
+    for piece in pieces:
+        for text in group.attrs[piece]:
+            found.append(text.decode() if isinstance(text, bytes) else str(text))
+            if len(found) > _MOST:
+                raise ValueError("more names than any model has")
+    return found
+
+
+def legacy_order(h5: h5py.File) -> list[tuple[str, list[str]]]:
+    """(layer, paths of its weights) of a legacy file, as Keras goes through it."""
+    inside = "layer_names" not in h5.attrs and isinstance(h5.get("model_weights"), h5py.Group)
+    root, prefix = (h5["model_weights"], "model_weights/") if inside else (h5, "")
+    order = []
+    for layer in [*texts(root, "layer_names"), "top_level_model_weights"]:
+        if layer in root and isinstance(root[layer], h5py.Group):
+            paths = [f"{prefix}{layer}/{weight}" for weight in texts(root[layer], "weight_names")]
+            order.append((layer, paths))
+    return order
+
+
 def layout(h5: h5py.File) -> dict[str, Any]:
     """All datasets in the order of the file, all groups with the name that Keras 3 keeps there."""
     datasets, groups = [], {}
@@ -88,7 +117,8 @@ def layout(h5: h5py.File) -> dict[str, Any]:
             groups[path] = name if isinstance(name, str) else None
     datasets.sort(key=lambda d: d["address"])
     legacy = "model_weights" in h5 or "layer_names" in h5.attrs or "layer_names0" in h5.attrs
-    return {"legacy": legacy, "groups": groups, "datasets": datasets}
+    order = legacy_order(h5) if legacy else []
+    return {"legacy": legacy, "groups": groups, "datasets": datasets, "order": order}
 
 
 def main() -> int:

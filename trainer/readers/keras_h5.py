@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,16 @@ import numpy as np
 from trainer.errors import UserError
 from trainer.readers import keras_names
 from trainer.readers.hdf5 import Layout, open_hdf5
-from trainer.readers.keras_names import Layer
+from trainer.readers.keras_names import KerasLayer
 from trainer.readers.npz import check_member
-from trainer.readers.source import Source, Spec, damaged, is_state, refuse, unique
+from trainer.readers.source import KerasFile, Spec, WeightsFile, damaged, is_state, refuse, unique
 
 WEIGHTS = "model.weights.h5"
 _LISTS = ("layers", "_layer_checkpoint_dependencies")
 _CONFIG = 1 << 26
 
 
-def open_keras(place: Path, path: str, flag: str) -> Source:
+def open_keras(place: Path, path: str, flag: str) -> WeightsFile:
     """Opens a `.keras` archive: its weights, and its configuration for the names of the layers.
 
     Raises:
@@ -44,7 +45,7 @@ def open_keras(place: Path, path: str, flag: str) -> Source:
             with archive.open(info) as packed:
                 shutil.copyfileobj(packed, file)
             file.flush()
-            layers: dict[str, Layer] = {}
+            layers: dict[str, KerasLayer] = {}
             if "config.json" in archive.namelist():
                 config = archive.getinfo("config.json")
                 if config.file_size > _CONFIG:
@@ -59,10 +60,10 @@ def open_keras(place: Path, path: str, flag: str) -> Source:
     def fetch(name: str, _keep: object = file) -> np.ndarray:
         return source.read(name)
 
-    return Source("Keras .keras file", path, source.specs, source.ignored, flag, fetch)
+    return replace(source, kind="Keras .keras file", fetch=fetch)
 
 
-def open_h5(file: Path, path: str, flag: str, layers: dict[str, Layer] | None = None) -> Source:
+def open_h5(file: Path, path: str, flag: str, layers: dict[str, KerasLayer] | None = None) -> WeightsFile:
     """Opens an HDF5 file of Keras weights.
 
     Args:
@@ -93,7 +94,8 @@ def open_h5(file: Path, path: str, flag: str, layers: dict[str, Layer] | None = 
 
     kept = {name: specs[raw] for name, raw in names.items()}
     kind = "legacy Keras .h5" if h5.legacy else "Keras .weights.h5"
-    return Source(kind, path, kept, state, flag, fetch)
+    laid = KerasFile(names, specs, frozenset(h5.groups), h5.layers, h5.legacy or bool(layers))
+    return WeightsFile(kind, path, kept, state, flag, fetch, laid)
 
 
 def _is_state(raw: str, spec: Spec, legacy: bool) -> bool:
@@ -104,9 +106,10 @@ def _is_state(raw: str, spec: Spec, legacy: bool) -> bool:
 
 
 def _legacy(h5: Layout) -> list[tuple[str, str]]:
-    """(name, path) in a legacy file."""
+    """(name, path) in a legacy file, in the order that it states."""
     pairs = []
-    for raw in h5.datasets:
+    stated = [raw for _, paths in h5.layers for raw in paths if raw in h5.datasets]
+    for raw in dict.fromkeys([*stated, *h5.datasets]):
         parts = raw.removeprefix("model_weights/").split("/")
         parts[-1] = parts[-1].removesuffix(":0")
         layer, rest = parts[0], parts[1:]
@@ -121,7 +124,7 @@ def _legacy(h5: Layout) -> list[tuple[str, str]]:
     return pairs
 
 
-def _numbered(h5: Layout, layers: dict[str, Layer]) -> list[tuple[str, str]]:
+def _numbered(h5: Layout, layers: dict[str, KerasLayer]) -> list[tuple[str, str]]:
     """(name, path) in a file that numbers its variables."""
     folders: dict[str, list[str]] = {}
     for raw in h5.datasets:
@@ -144,7 +147,7 @@ def _numbered(h5: Layout, layers: dict[str, Layer]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _layer_path(folder: str, h5: Layout, layers: dict[str, Layer]) -> list[str]:
+def _layer_path(folder: str, h5: Layout, layers: dict[str, KerasLayer]) -> list[str]:
     """The path of a layer as its model knows it."""
     path: list[str] = []
     listed = False

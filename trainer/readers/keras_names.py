@@ -36,7 +36,7 @@ _OPTIONS = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
 
 
 @dataclass(frozen=True)
-class Layer:
+class KerasLayer:
     """A layer as a `.keras` file's configuration describes it."""
 
     name: str
@@ -44,9 +44,9 @@ class Layer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def layers(config: Any, folder: str = "") -> dict[str, Layer]:
-    """`{folder in the weights file: Layer}` of a functional or sequential model's configuration."""
-    found: dict[str, Layer] = {}
+def layers(config: Any, folder: str = "") -> dict[str, KerasLayer]:
+    """`{folder in the weights file: KerasLayer}` of a functional or sequential model's configuration."""
+    found: dict[str, KerasLayer] = {}
     inner = config.get("config") if isinstance(config, dict) else None
     entries = inner.get("layers") if isinstance(inner, dict) else None
     used: dict[str, int] = {}
@@ -60,7 +60,7 @@ def layers(config: Any, folder: str = "") -> dict[str, Layer]:
         options = options if isinstance(options, dict) else {}
         name = options.get("name", entry.get("name"))
         if is_name(name):
-            found[place] = Layer(name, kind, options)
+            found[place] = KerasLayer(name, kind, options)
         found |= layers(entry, place + "/")
     return found
 

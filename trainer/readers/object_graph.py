@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.readers.source import Spec, is_state, unique
+from trainer.readers.source import Edges, Spec, is_state, unique
 
 _VALUE = "VARIABLE_VALUE"
 _SUFFIX = "/.ATTRIBUTES/" + _VALUE
@@ -41,7 +41,7 @@ _NUMBERED = re.compile(r"layer(_with_weights)?-\d+")
 class _Leaf:
     """A variable: the way to it (a string, or the node of a layer known by number), its stored name."""
 
-    way: tuple[str | int, ...]
+    steps: tuple[str | int, ...]
     full_name: str
     key: str
 
@@ -66,8 +66,8 @@ def names(graph: Any, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[st
             if leaf.key.endswith(_SUFFIX):
                 raise ValueError(f"the object graph names {leaf.key!r}, which is not there")
             continue
-        way = (layer_names[step] if isinstance(step, int) else step for step in leaf.way)
-        pairs.append(("/".join(step for step in way if step), leaf.key.removesuffix(_SUFFIX)))
+        steps = (layer_names[step] if isinstance(step, int) else step for step in leaf.steps)
+        pairs.append(("/".join(step for step in steps if step), leaf.key.removesuffix(_SUFFIX)))
     first = {n.partition("/")[0] for n, raw in pairs if not is_state(n, held[_key(raw)])}
     if len(first) == 1 and (wrapper := first.pop()) in _WRAPPERS:
         pairs = [(name.removeprefix(wrapper + "/"), raw) for name, raw in pairs]
@@ -76,6 +76,26 @@ def names(graph: Any, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[st
     taken = set(weights.values())
     state = [key.removesuffix(_SUFFIX) for key in held if key not in taken]
     return weights, state
+
+
+def edges(graph: Any, weights: Mapping[str, str]) -> Edges:
+    """The graph itself, for those who go along its edges.
+
+    Args:
+      graph: the parsed proto.
+      weights: `{name: key}` as `names` gives it.
+    """
+    called = {key: name for name, key in weights.items()}
+    children = tuple({c.local_name: c.node_id for c in node.children} for node in graph.nodes)
+    if any(not 0 <= child < len(children) for node in children for child in node.values()):
+        raise ValueError("the object graph refers to nodes that are not there")
+    found = {
+        number: called[value.checkpoint_key]
+        for number, node in enumerate(graph.nodes)
+        for value in node.attributes
+        if value.checkpoint_key in called
+    }
+    return Edges(children, found)
 
 
 def _key(raw: str) -> str:
@@ -88,18 +108,18 @@ def _walk(nodes: Any) -> tuple[list[int], list[_Leaf]]:
     leaves: list[_Leaf] = []
     stack: list[tuple[int, tuple[str | int, ...], bool]] = [(0, (), False)]
     while stack:
-        number, way, numbered = stack.pop()
+        number, steps, numbered = stack.pop()
         if number in visited:
             continue
-        if len(way) > _DEEPEST:
+        if len(steps) > _DEEPEST:
             raise ValueError(f"the object graph is more than {_DEEPEST} levels deep")
         node = nodes[number]
         if _is_optimizer(node):
             continue
         visited[number] = None
-        leaves += _values(node, way)
+        leaves += _values(node, steps)
         below = list(_children(node, numbered))
-        stack += [(child, way + step, listed) for step, child, listed in reversed(below)]
+        stack += [(child, steps + step, listed) for step, child, listed in reversed(below)]
     return list(visited), leaves
 
 
@@ -128,9 +148,9 @@ def _is_optimizer(node: Any) -> bool:
     )
 
 
-def _values(node: Any, way: tuple[str | int, ...]) -> list[_Leaf]:
+def _values(node: Any, steps: tuple[str | int, ...]) -> list[_Leaf]:
     return [
-        _Leaf(way, value.full_name.removesuffix(":0"), value.checkpoint_key)
+        _Leaf(steps, value.full_name.removesuffix(":0"), value.checkpoint_key)
         for value in node.attributes
         if value.name == _VALUE
     ]
@@ -163,9 +183,14 @@ def _layer_names(leaves: list[_Leaf]) -> dict[int, str]:
     agreed: dict[int, set[str]] = {}
     for leaf in leaves:
         parts = leaf.full_name.split("/")
-        for position, step in enumerate(leaf.way):
-            if isinstance(step, int):
-                from_end = len(leaf.way) - position
-                name = parts[-from_end] if from_end <= len(parts) else ""
-                agreed.setdefault(step, set()).add(name)
+        numbered = [position for position, step in enumerate(leaf.steps) if isinstance(step, int)]
+        for position in numbered:
+            from_end = len(leaf.steps) - position
+            name = parts[-from_end] if from_end <= len(parts) else ""
+            if not name and position == numbered[-1] and len(parts) > 1:
+                # A cell or the like inside that the stored name leaves out: `lstm/kernel` at `cell/kernel`.
+                name = parts[0]
+            step = leaf.steps[position]
+            assert isinstance(step, int)
+            agreed.setdefault(step, set()).add(name)
     return {node: next(iter(found)) if len(found) == 1 else "" for node, found in agreed.items()}

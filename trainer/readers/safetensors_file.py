@@ -1,11 +1,13 @@
 """`.safetensors`, through the `safetensors` library. Names as stored."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from trainer.errors import UserError
-from trainer.readers.source import Source, Spec, damaged, refuse, split_state
+from trainer.readers import buffers
+from trainer.readers.source import Spec, WeightsFile, damaged, looks_like_torch, np_dtype, refuse, split_state
 
 _DTYPES = {
     "F64": "float64",
@@ -31,7 +33,7 @@ def looks_like(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\x00\x00"
 
 
-def open_safetensors(place: Path, path: str, flag: str) -> Source:
+def open_safetensors(place: Path, path: str, flag: str) -> WeightsFile:
     """Opens a `.safetensors` file.
 
     Raises:
@@ -45,20 +47,39 @@ def open_safetensors(place: Path, path: str, flag: str) -> Source:
         ) from error
     specs: dict[str, Spec] = {}
     try:
-        file = safe_open(str(place), framework="numpy")
-        names = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
-        for name in names:
-            part = file.get_slice(name)
-            specs[name] = Spec(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), ""))
-            if not specs[name].dtype:
-                raise refuse(flag, path, f"{name!r} is {part.get_dtype()}, which NumPy has not.")
+        # The library checks the header; the bytes are read here, as its map of the file stays in memory.
+        with safe_open(str(place), framework="numpy") as file:
+            names = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
+            metadata = file.metadata() or {}
+            for name in names:
+                part = file.get_slice(name)
+                specs[name] = Spec(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), ""))
+                if not specs[name].dtype:
+                    raise refuse(flag, path, f"{name!r} is {part.get_dtype()}, which NumPy has not.")
+        starts = _starts(place)
     except UserError:
         raise
     except Exception as error:
         raise damaged(flag, path, error) from error
     kept, ignored = split_state(specs)
+    # Hugging Face's writers state the format.
+    torch = looks_like_torch(specs) or metadata.get("format") == "pt"
 
     def fetch(name: str) -> np.ndarray:
-        return file.get_tensor(name)
+        spec = specs[name]
+        data = buffers.part(place, starts[name], spec.bytes)
+        return data.view(np_dtype(spec.dtype)).reshape(spec.shape)
 
-    return Source("safetensors file", path, kept, ignored, flag, fetch)
+    return WeightsFile("safetensors file", path, kept, ignored, flag, fetch, torch=torch, neutral=True)
+
+
+def _starts(place: Path) -> dict[str, int]:
+    """Where each array begins in a file whose header has been checked."""
+    with place.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainer.errors import UserError, near
+from trainer.readers import slots
 
 # A path component that marks what a trainer or a random generator keeps, not what a network knows.
 _STATE_PARTS = frozenset(
@@ -14,6 +15,10 @@ _STATE_PARTS = frozenset(
     "compile_metrics loss_tracker _loss_tracker seed_generator _random_generator".split()
 )
 _STATE_LAST = re.compile(r"(.*_)?seed_generator_state|_?state_var|rng_state|(.*[./])?num_batches_tracked")
+_TORCH = re.compile(
+    r"([^/]*\.)?(weight|running_mean|running_var|num_batches_tracked|in_proj_(weight|bias)"
+    r"|(weight|bias)_[ih]h(_l\d+(_reverse)?)?)"
+)
 _COUNTERS = frozenset("step steps global_step iteration iterations save_counter epoch epochs counter".split())
 
 
@@ -31,7 +36,40 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Source:
+class KerasFile:
+    """How one of Keras's HDF5 files is laid out, for what Keras itself would take from it.
+
+    Attributes:
+      paths: `{name of a weight: its path in the file}`.
+      specs: `{path: Spec}` of everything in the file, state included.
+      groups: paths of all groups.
+      layers: of a legacy file: (layer's name, paths of its weights), in the file's order.
+      named: whether the file stores names of layers that count (a legacy `.h5`, a `.keras` file of a
+        functional or sequential model); where not, it stores positions.
+    """
+
+    paths: Mapping[str, str]
+    specs: Mapping[str, Spec]
+    groups: frozenset[str]
+    layers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The object graph that a TensorFlow checkpoint stores.
+
+    Attributes:
+      children: for each node, `{edge: node}`; node 0 is the root.
+      names: `{node: name of the weight that it is}`.
+    """
+
+    children: tuple[Mapping[str, int], ...]
+    names: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
     """The weights in a file, by name, without having read them.
 
     Attributes:
@@ -40,6 +78,10 @@ class Source:
       specs: `{name: Spec}` of the weights, in the file's order.
       ignored: what is never taken and never missed: optimizer state, counters, random state.
       flag: the flag that named the path, for messages.
+      keras: the layout of a Keras file, None for others.
+      edges: the object graph of a TensorFlow checkpoint, None for others.
+      torch: whether its names look like PyTorch's.
+      neutral: whether the format says nothing of who made the arrays, so that any layout may be stated.
     """
 
     kind: str
@@ -48,6 +90,15 @@ class Source:
     ignored: tuple[str, ...]
     flag: str
     fetch: Callable[[str], np.ndarray] = field(repr=False)
+    keras: KerasFile | None = field(default=None, repr=False)
+    edges: Edges | None = field(default=None, repr=False)
+    torch: bool = False
+    neutral: bool = False
+
+    @property
+    def positional(self) -> bool:
+        """Whether the file stores positions in a Keras model, so that its names do not count."""
+        return self.keras is not None and not self.keras.named
 
     def read(self, name: str) -> np.ndarray:
         """The array called `name`, read now.
@@ -99,7 +150,11 @@ def is_state(name: str, spec: Spec) -> bool:
 
 def split_state(specs: Mapping[str, Spec]) -> tuple[dict[str, Spec], tuple[str, ...]]:
     """Weights and the names of what is not a weight."""
-    ignored = tuple(name for name, spec in specs.items() if is_state(name, spec))
+    ignored = tuple(
+        name
+        for name, spec in specs.items()
+        if is_state(slots.bare(name), spec) or slots.is_counter(name) or slots.owner(name, specs)
+    )
     return {name: spec for name, spec in specs.items() if name not in set(ignored)}, ignored
 
 
@@ -117,6 +172,11 @@ def unique(wanted: Iterable[tuple[str, str]]) -> dict[str, str]:
             final += "'"
         result[final] = raw
     return result
+
+
+def looks_like_torch(names: Iterable[str]) -> bool:
+    """Whether names are those of a PyTorch state dict: modules by dots, PyTorch's own words for weights."""
+    return any(_TORCH.fullmatch(name) for name in names)
 
 
 def size(shape: Iterable[int]) -> int:

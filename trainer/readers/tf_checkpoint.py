@@ -18,19 +18,12 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from trainer.checkpoints import manifest
 from trainer.checkpoints.manifest import Entry
 from trainer.errors import UserError, listing
-from trainer.readers import object_graph, tf_index
-from trainer.readers.source import Source, Spec, damaged, is_state, refuse
+from trainer.readers import object_graph, slots, tf_index
+from trainer.readers.source import Edges, Spec, WeightsFile, damaged, is_state, refuse
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ATTRIBUTE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
-_AVERAGE = "/ExponentialMovingAverage"
-# What TF1 optimizers append to the name of the variable they belong to, and keep beside it.
-_SLOT = re.compile(
-    r"(.+)/(Adam|Adam_1|AdamW|Adamax|Momentum|RMSProp|RMSProp_1|RMSProp_2|Adagrad|Adadelta|Adadelta_1"
-    r"|Ftrl|Ftrl_1|LAMB|LAMB_1|adam_m|adam_v|ExponentialMovingAverage|[a-zA-Z]+_momentum)"
-)
-_POWER = re.compile(r"(.*/)?beta[12]_power(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ def _vouched(entries: Sequence[Entry], path: str, flag: str) -> Prefix:
     raise refuse(flag, path, f"no checkpoint in it is whole ({listing(reasons)}). Use another one.")
 
 
-def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Source:
+def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> WeightsFile:
     """Opens a checkpoint that `find` found.
 
     Raises:
@@ -135,7 +128,7 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
             for key in sorted(shapes)
             if _is_numeric(dtypes[key])
         }
-        kind, keys, state, averages = _named(prefix, reader, held, path, flag)
+        kind, keys, state, averages, graph = _named(prefix, reader, held)
     except UserError:
         raise
     except Exception as error:
@@ -154,23 +147,23 @@ def open_checkpoint(prefix: Prefix, path: str, weights: str, flag: str) -> Sourc
         return reader.get_tensor(keys[name])
 
     specs = {name: held[key] for name, key in keys.items()}
-    return Source(kind, path, specs, tuple(state), flag, fetch)
+    return WeightsFile(kind, path, specs, tuple(state), flag, fetch, edges=graph)
 
 
-Named = tuple[str, dict[str, str], list[str], dict[str, str]]
+Named = tuple[str, dict[str, str], list[str], dict[str, str], Edges | None]
 
 
-def _named(prefix: Prefix, reader: Any, held: Mapping[str, Spec], path: str, flag: str) -> Named:
-    """Kind, `{name: key}` of the weights, names of the state, `{name: key}` of averages."""
+def _named(prefix: Prefix, reader: Any, held: Mapping[str, Spec]) -> Named:
+    """Kind, `{name: key}` of the weights, names of the state, `{name: key}` of averages, the graph."""
     if prefix.entry is not None:
-        return (prefix.kind, *_own(prefix.entry, held))
+        return (prefix.kind, *_own(prefix.entry, held), None)
     if not reader.has_tensor(_GRAPH):
-        return ("TF1 name-based checkpoint", *_tf1(held))
+        return ("TF1 name-based checkpoint", *_tf1(held), None)
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
     keys, state = object_graph.names(graph, held)
     kind = prefix.kind if prefix.kind.startswith("SavedModel") else "TF2 object-graph checkpoint"
-    return kind, keys, state, {}
+    return kind, keys, state, {}, object_graph.edges(graph, keys)
 
 
 def _own(entry: Entry, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[str], dict[str, str]]:
@@ -193,27 +186,22 @@ def _own(entry: Entry, held: Mapping[str, Spec]) -> tuple[dict[str, str], list[s
 
 
 def _tf1(held: Mapping[str, Spec]) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """TF1's names as they are; slots stand below the variable they belong to."""
+    """TF1's names as they are, but for `:0`; slots stand below the variable they belong to."""
     keys: dict[str, str] = {}
     averages: dict[str, str] = {}
     state: list[str] = []
-    for name, spec in held.items():
-        slot = _SLOT.fullmatch(name)
-        # Some optimizers open a scope of their own: OptimizeLoss/conv/kernel/Adam of conv/kernel.
-        owner = slot and _owner(slot.group(1), held)
-        if owner and name.endswith(_AVERAGE):
-            averages[owner] = name
-        if owner or _POWER.fullmatch(name) or name == "learning_rate" or is_state(name, spec):
+    for key, spec in held.items():
+        name = slots.bare(key)
+        owner = slots.owner(key, held)
+        if owner and slots.is_average(key):
+            averages[slots.bare(owner)] = key
+        if owner or slots.is_counter(key) or is_state(name, spec):
             state.append(name)
+        elif name in keys:
+            raise ValueError(f"it holds both {name!r} and '{name}:0'")
         else:
-            keys[name] = name
+            keys[name] = key
     return keys, state, averages
-
-
-def _owner(name: str, held: Mapping[str, Spec]) -> str | None:
-    parts = name.split("/")
-    tails = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((tail for tail in tails if tail in held), None)
 
 
 def _shards(prefix: Path) -> dict[int, int]:

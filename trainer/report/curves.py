@@ -1,5 +1,6 @@
 """TensorBoard's event files: the numbers of records as curves, written beside the training."""
 
+import contextlib
 import os
 import socket
 import time
@@ -24,21 +25,34 @@ class Curves:
         self._workdir = workdir
         self._writers: dict[str, tf.io.TFRecordWriter] = {}
 
+    @property
+    def kept(self) -> bool:
+        """Whether anything is written."""
+        return self._workdir is not None
+
     def plot(self, run: str, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a point to each curve of `run` ("train" or "eval"), by tag.
 
         Raises:
           UserError: the file cannot be written.
         """
-        if self._workdir is None:
-            return
         curves = tf.compat.v1.Summary()
         for tag, number in numbers.items():
             curves.value.add(tag=tag, simple_value=float(number))
+        self.add(run, step, curves)
+
+    def add(self, run: str, step: int, summary: Any) -> None:
+        """Adds any summary to `run`; "" is the run of what belongs to neither of the two.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        if self._workdir is None:
+            return
         try:
             if run not in self._writers:
                 self._writers[run] = _event_file(self._workdir / "tensorboard" / run, self.start)
-            _write_event(self._writers[run], step=step, summary=curves)
+            _write_event(self._writers[run], step=step, summary=summary)
             self._writers[run].flush()
         except (OSError, tf.errors.OpError) as error:
             raise unwritable(self._workdir, error) from error
@@ -46,7 +60,8 @@ class Curves:
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
         while self._writers:
-            self._writers.popitem()[1].close()
+            with contextlib.suppress(tf.errors.OpError):  # each point was flushed, or said not to be
+                self._writers.popitem()[1].close()
 
 
 def _event_file(directory: Path, start: int) -> tf.io.TFRecordWriter:

@@ -3,10 +3,12 @@
 NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ class Records:
     def __init__(self, workdir: Path | None) -> None:
         self._workdir = workdir
         self._file: int | None = None
+        self._lines, self._hash = 0, hashlib.sha256()
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What the file holds as far as it is known here: the number of its lines, and their checksum."""
+        return {"lines": self._lines, "sha256": self._hash.hexdigest()}
 
     def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Writes a line; returns the record with Python's own numbers.
@@ -34,16 +42,22 @@ class Records:
         plain = json.loads(text)
         if self._workdir is None:
             return plain
-        data = json.dumps(json.loads(text, parse_constant=str)).encode() + b"\n"
+        line = data = json.dumps(json.loads(text, parse_constant=str)).encode() + b"\n"
+        size = None
         try:
             if self._file is None:
                 self._workdir.mkdir(parents=True, exist_ok=True)
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
                 self._file = os.open(self._workdir / "metrics.jsonl", flags, 0o644)
+            size = os.fstat(self._file).st_size
             while data:  # once, but for a disk that is full half-way
                 data = data[os.write(self._file, data) :]
         except OSError as error:
+            if self._file is not None and size is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, size)
             raise unwritable(self._workdir, error) from error
+        self._count([line])
         return plain
 
     def trim(self, step: int, evaluated: bool = True) -> int:
@@ -58,25 +72,42 @@ class Records:
         if self._workdir is None:
             return 0
         path, aside = self._workdir / "metrics.jsonl", self._workdir / ".tmp-metrics.jsonl"
+        self._lines, self._hash = 0, hashlib.sha256()
         try:
             aside.unlink(missing_ok=True)
             if not os.path.lexists(path):
                 return 0
             lines = path.read_bytes().splitlines() if path.is_file() else []
-            kept = [x for x in lines if _step_of(x) < step + (evaluated or not _is_evaluation(x))]
+            kept = [x + b"\n" for x in lines if _step_of(x) < step + (evaluated or not _is_evaluation(x))]
             with open(aside, "xb") as file:
-                file.writelines(line + b"\n" for line in kept)
+                file.writelines(kept)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
             raise unwritable(self._workdir, error) from error
+        self._count(kept)
         return len(lines) - len(kept)
 
+    def _count(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            self._lines += 1
+            self._hash.update(line)
+
     def sync(self) -> None:
-        """Waits until the file is on the disk: before a checkpoint that its lines go with."""
-        if self._file is not None:
-            os.fsync(self._file)
+        """Waits until the file is on the disk: before a checkpoint that its lines go with.
+
+        Raises:
+          UserError: the disk says that it is not.
+        """
+        try:
+            if self._file is not None:
+                os.fsync(self._file)
+        except OSError as error:
+            assert self._workdir is not None
+            raise unwritable(self._workdir, error) from error
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""

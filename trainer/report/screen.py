@@ -1,24 +1,42 @@
 """What a person sees: sentences, tables, and one progress bar on a terminal."""
 
+import contextlib
 import importlib.util
+import io
+import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from trainer.errors import UserError
 from trainer.text import aligned, cell, printable
+
+BAR = 10  # columns of the bar; it, the time left and two gaps leave the rest to the text
+LEFT = 7
+
+
+class _Bar(Progress):
+    """A bar with lines below it."""
+
+    below: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for line in self.below:
+            yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
 def _draws(stream: TextIO) -> bool:
     """Whether a bar can be drawn: on a terminal, or in a notebook that has widgets."""
     if stream is sys.stdout and Console().is_jupyter:
         return importlib.util.find_spec("ipywidgets") is not None
-    return stream.isatty()
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 class Screen:
@@ -32,6 +50,10 @@ class Screen:
       quiet: writes nothing: for all workers but the first, and where nobody asked to see.
       raises: a quiet screen hands warnings to Python's `warnings`, so that they are not lost.
       stream: standard output if None.
+
+    Attributes:
+      lost: why the stream takes nothing more, its reader gone or its disk full; None while it does.
+      patient: whether to be silent then, for a run that has its state to save first; else `lost` is raised.
     """
 
     def __init__(
@@ -41,12 +63,14 @@ class Screen:
         raises: bool = False,
         stream: TextIO | None = None,
     ) -> None:
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stdout or io.StringIO()  # a program without a terminal has none
         self.terminal = _draws(self._stream) if interactive is None else interactive
         self.quiet = quiet
         self._raises = raises
         self._console = Console(file=self._stream, force_terminal=self.terminal)
-        self._bar: tuple[Progress, TaskID] | None = None
+        self._bar: tuple[_Bar, TaskID] | None = None
+        self.lost: Exception | None = None
+        self.patient = False
 
     def note(self, sentence: str, style: str = "") -> None:
         """Says something worth knowing."""
@@ -54,10 +78,11 @@ class Screen:
             return
         text = printable(sentence)
         if self.terminal:
-            self._console.print(Text(text, style))
+            self._write(lambda: self._console.print(Text(text, style)))
             return
         encoding = self._stream.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=self._stream, flush=True)
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._write(lambda: print(shown, file=self._stream, flush=True))
 
     def warn(self, sentence: str) -> None:
         """Says something that should not be overlooked."""
@@ -81,31 +106,71 @@ class Screen:
             table.add_column(Text(column), overflow="fold")
         for row in cells:
             table.add_row(*map(Text, row))
-        self._console.print(table)
+        self._write(lambda: self._console.print(table))
 
-    def progress(self, step: int, total: int, shown: str) -> None:
-        """Moves the progress bar; on a pipe there is none."""
+    def progress(self, step: int, total: int, parts: Sequence[str], below: Sequence[str] = ()) -> None:
+        """Moves the progress bar; on a pipe there is none.
+
+        Args:
+          step: of `total`.
+          parts: shown beside it, as many of the first as fit into the line.
+          below: lines under it.
+        """
         if self.quiet or not self.terminal:
             return
         if self._bar is None:
-            text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1))
+            column = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            text = TextColumn("{task.description}", markup=False, table_column=column)
             # Drawn at each visit of the host, and not by a thread beside the training one.
-            bar = Progress(
-                BarColumn(20),
+            bar = _Bar(
+                BarColumn(BAR),
                 TimeRemainingColumn(),
                 text,
                 console=self._console,
                 auto_refresh=False,
                 expand=True,
             )
-            bar.start()
+            self._write(bar.start)
             # From here on, not from 0: the time left of a resumed run is that of its own pace.
             self._bar = bar, bar.add_task("", total=total, completed=step)
         bar, task = self._bar
-        bar.update(task, completed=step, description=shown, refresh=True)
+        shown, room = "", self._console.width - BAR - LEFT - 2
+        for part in map(printable, parts):
+            longer = f"{shown}  {part}" if shown else part
+            shown = longer if len(longer) <= room else shown
+        bar.below = [printable(line) for line in below]
+        self._write(lambda: bar.update(task, completed=step, description=shown, refresh=True))
 
     def close(self) -> None:
         """Ends the bar; a second call does nothing."""
         if self._bar:
-            self._bar[0].stop()
-            self._bar = None
+            bar, self._bar = self._bar[0], None
+            with contextlib.suppress(OSError, SystemExit):
+                bar.stop()
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Writes; where the stream takes nothing more, is silent from then on.
+
+        Raises:
+          BrokenPipeError: its reader is gone, and the screen is not patient.
+          UserError: as before, its disk is full, or the like.
+        """
+        try:
+            write()
+            return
+        except BrokenPipeError as error:
+            self.lost = error
+        except SystemExit:  # what rich makes of it
+            self.lost = BrokenPipeError()
+        except OSError as error:
+            self.lost = UserError(
+                f"Standard output cannot be written: {error.strerror}. Send it where there is room. A run "
+                "that was training has saved its state, and the same command goes on from there."
+            )
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere, at the end too
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if not self.patient:
+            raise self.lost

@@ -1,4 +1,4 @@
 """Another's arrays to start values: matched by rules, assigned, proven.
 
-Imports flags, model, readers.
+Imports checkpoints, flags, model, readers.
 """

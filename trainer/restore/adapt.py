@@ -2,7 +2,8 @@
 
 Each function takes what a user writes (`resize(axis=0)`) and gives `(source, initial) -> array`, where
 `initial` is the variable's initial value, whose shape the result must have. Axes count from the last
-dimension when negative. Results keep the source's dtype; arithmetic is done in float64.
+dimension when negative. Results keep the source's dtype; arithmetic is done in float64. `COMBINERS` take
+several stored arrays, which their users name, and may only come first.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 Adapter = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Combiner = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def mean_channels(axis: int = -2) -> Adapter:
@@ -121,10 +123,93 @@ def rows(index: Sequence[int | None], axis: int = -1) -> Adapter:
     return adapter
 
 
+def transpose(*axes: int) -> Adapter:
+    """Axes in another order, as `numpy.transpose`: `transpose(1, 0)` for a matrix stored [out, in]."""
+    if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
+        raise ValueError(f"{axes} are not numbers of axes, like transpose(1, 0)")
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        order = axes or tuple(reversed(range(source.ndim)))
+        if sorted(_axis(axis, source) for axis in order) != list(range(source.ndim)):
+            raise ValueError(f"{list(order)} are not the axes of a source of shape {list(source.shape)}")
+        return source.transpose(order)
+
+    return adapter
+
+
+def reshape(*shape: int) -> Adapter:
+    """The same numbers in the same order in another shape; without one, in the variable's."""
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in shape):
+        raise ValueError(f"{shape} is not a shape, like reshape(3, -1)")
+    return lambda source, initial: source.reshape(shape or initial.shape)
+
+
+def split(index: int, parts: int, axis: int = 0) -> Adapter:
+    """One of several equal parts: `split(0, 3)` is the query of a packed query, key and value."""
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in (index, parts, axis)):
+        raise ValueError("index, parts and axis are whole numbers, like split(0, 3)")
+    if not 0 <= index < parts:
+        raise ValueError(f"index={index} is none of {parts} parts; they count from 0")
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        along = _axis(axis, source)
+        if source.shape[along] % parts:
+            raise ValueError(
+                f"axis {axis} of a source of shape {list(source.shape)} is not {parts} equal parts"
+            )
+        return np.split(source, parts, along)[index]
+
+    return adapter
+
+
+def as_is() -> Adapter:
+    """As it is stored, said aloud: for a variable whose layout under `--init_layout` is not known."""
+    return lambda source, initial: source
+
+
+def flattened(shape: Sequence[int]) -> Adapter:
+    """Rows of a kernel [n, out], or a vector [n], behind a flattened image in the order of [..., channels].
+
+    Args:
+      shape: what is flattened in the model, channels last: `[7, 7, 64]`.
+    """
+    whole = isinstance(shape, list | tuple) and all(isinstance(n, int) and n > 0 for n in shape)
+    if not whole or len(shape) < 2:
+        raise ValueError(f"shape={shape!r} is not a shape with channels last, like [7, 7, 64]")
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        if not 1 <= source.ndim <= 2 or source.shape[0] != math.prod(shape):
+            raise ValueError(f"{list(source.shape)} has not the {math.prod(shape)} rows of {list(shape)}")
+        first = source.reshape(shape[-1], *shape[:-1], *source.shape[1:])
+        return np.moveaxis(first, 0, len(shape) - 1).reshape(source.shape)
+
+    return adapter
+
+
+def sum_of(*names: str) -> Combiner:
+    """Several stored arrays added, in float64: the two biases of a recurrent layer."""
+
+    def combiner(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        if len({array.shape for array in arrays}) != 1:
+            raise ValueError(f"shapes {[list(array.shape) for array in arrays]} cannot be added")
+        return np.sum([array.astype(np.float64) for array in arrays], axis=0).astype(arrays[0].dtype)
+
+    return combiner
+
+
+def concat(*names: str, axis: int = 0) -> Combiner:
+    """Several stored arrays one after another along an axis."""
+    return lambda arrays: np.concatenate(list(arrays), _axis(axis, arrays[0]))
+
+
 METHODS: Mapping[str, Callable[..., Adapter]] = {
     function.__name__: function
-    for function in (mean_channels, sum_channels, repeat_channels, resize, resize_grid, rows)
+    for function in (
+        *(mean_channels, sum_channels, repeat_channels, resize, resize_grid, rows),
+        *(transpose, reshape, split, flattened, as_is),
+    )
 }
+COMBINERS: Mapping[str, Callable[..., Combiner]] = {"sum": sum_of, "concat": concat}
 
 
 def _axis(axis: int, array: np.ndarray) -> int:

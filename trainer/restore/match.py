@@ -1,49 +1,38 @@
 r"""Initial values from any source of weights: match, check everything, then hand over the arrays.
 
-    rules = init_rules.parse(...)                     syntax of the `--init_*` flags
-    matched = match(variables, source, rules)         which weight goes where; reads nothing
+    rules = rules.parse(...)                          syntax of the `--init_*` flags
+    matched = match(variables, source, rules, model)  which weight goes where; reads nothing
     arrays = load(matched)                            reads and checks; one error lists all problems
     receipt.assign(strategy, matched, arrays)         assigns, reads back, compares
 
 A variable (each of its names, where it is shared) is looked for under what the first fitting `--init_rename`
-makes of its name, else under its own names. Strict both ways: a variable of the model is restored or
-excluded by a rule; a weight of the source is used or excluded. `--init_skip` excludes on either side, and so
-does `--init_only`: of the source, what is not used and does not itself bear a name that `--init_only` asks
-for is out of play. Optimizer state, counters and random state are never taken and never missed.
+makes of its name, else under its own names, or where the source stores positions, where Keras would
+take it from. Strict both ways: a variable of the model is restored or excluded by a rule; a weight of the
+source is used or excluded. `--init_skip` excludes on either side, and so does `--init_only`: of the source,
+what is not used and does not itself bear a name that `--init_only` asks for is out of play. What Keras
+leaves over of a file by position is shown and no fault. Optimizer state, counters and random state are never
+taken and never missed.
 """
 
 import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from trainer.errors import UserError, near
+from trainer.errors import UserError, listing, near
+from trainer.flags.patterns import check_bounded
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
-from trainer.readers.source import np_dtype
-from trainer.restore.rules import Adapt, Rules
+from trainer.readers import WeightsFile
+from trainer.readers.source import Spec, np_dtype
+from trainer.restore import layouts
+from trainer.restore.decide import Decision, Places, decide, names_of, places
+from trainer.restore.rules import Rules
+from trainer.restore.values import Values, shape_of
 
 _HINTS = 20  # missing names that get a search for near ones; it is slow on thousands
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What becomes of one variable of the model.
-
-    Attributes:
-      variable: of the model.
-      source: the weight's name in the source; None where the variable is left alone.
-      rule: the flag that decided, or why without one.
-      adapt: how the array is made to fit, None for as it is.
-    """
-
-    variable: ModelVariable
-    source: str | None
-    rule: str
-    adapt: Adapt | None = None
+_SHOWN = 30  # lines of one kind in a message; more are counted
 
 
 @dataclass(frozen=True)
@@ -53,13 +42,15 @@ class Matched:
     Attributes:
       problems: what is wrong, a line each.
       unfit: names of the variables whose weight is there and has a wrong shape or dtype.
+      leftover: weights of the source that nothing takes and no rule excludes, where that is no fault.
     """
 
-    source: Source
+    source: WeightsFile
     rules: Rules
-    entries: tuple[Entry, ...]
+    entries: tuple[Decision, ...]
     problems: tuple[str, ...]
     unfit: frozenset[str]
+    leftover: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises UserError with all problems; for those who do not go on to `load`."""
@@ -70,111 +61,133 @@ class Matched:
         return {e.variable.name: f"{e.source} ({self.source.kind})" for e in self.entries if e.source}
 
 
-def match(variables: Sequence[ModelVariable], source: Source, rules: Rules) -> Matched:
-    """Which weight each variable starts from. Reads no weights and raises nothing: see `problems`."""
-    decided = [_decide(v, source, rules) for v in variables]
+def match(
+    variables: Sequence[ModelVariable], source: WeightsFile, rules: Rules, model: Any = None
+) -> Matched:
+    """Which weight each variable starts from. Reads no weights; what does not fit is in `problems`.
+
+    Args:
+      variables: of the model, from `trainer.model.names.walk`.
+      source: from `open_source`.
+      rules: from `rules.parse` or `rules.of`.
+      model: whose variables they are; without it a file that stores positions needs a rename for each.
+
+    Raises:
+      UserError: a pattern takes too long to match.
+    """
+    if problem := layouts.unstated(source, rules.layout):
+        return Matched(source, rules, (), (problem,), frozenset())
+    check_bounded(rules.patterns(), [*(name for v in variables for name in names_of(v)), *source.specs])
+    known = places(model, variables, source)
+    decided = [decide(v, source, rules, known) for v in variables]
     unfit = {
         entry.variable.name: lines
         for entry in decided
-        if entry.source in source.specs and (lines := list(_unfit(entry, source, rules)))
+        if _there(entry, source) and (lines := list(_unfit(entry, source, rules)))
     }
+    unused = _unused(decided, source, rules)
+    # Keras leaves over what its walk does not reach; where names decide, that is a fault.
+    by_position = known.positional and not rules.rename and not known.refusal
     problems = [
-        *_missing(decided, source),
-        *_extra(decided, source, rules),
+        *layouts.flattened(model, decided, rules.layout),
+        *_refused(decided, known),
+        *_missing(decided, source, known),
+        *(() if by_position else map(_extra, unused, map(source.specs.__getitem__, unused))),
         *(line for lines in unfit.values() for line in lines),
         *_idle(variables, decided, source, rules),
     ]
-    return Matched(source, rules, tuple(decided), tuple(problems), frozenset(unfit))
+    leftover = tuple(unused) if by_position else ()
+    return Matched(source, rules, tuple(decided), tuple(problems), frozenset(unfit), leftover)
 
 
-def load(matched: Matched) -> dict[str, np.ndarray]:
-    """`{variable name: array}`, shaped and typed as the variable.
+def load(matched: Matched) -> Values:
+    """`{variable name: array}`, shaped and typed as the variable; each array is read when it is asked for.
+
+    All of them are read and checked once here, one after another, so that no more than one is in memory.
 
     Raises:
       UserError: every problem of the match and of the values (not finite, damaged, overflow of a
         cast) in one message. Nothing has been assigned.
     """
+    values = Values(matched.source, matched.entries)
     problems = list(matched.problems)
-    arrays: dict[str, np.ndarray] = {}
     for entry in matched.entries:
-        if entry.source in matched.source.specs:
-            name = entry.variable.name
+        if _there(entry, matched.source):
             try:
-                array = _finite(entry, matched.source)
-                if name not in matched.unfit:
-                    arrays[name] = _fitted(entry, array)
+                values.check(entry, fits=entry.variable.name not in matched.unfit)
             except ValueError as error:
-                problems.append(f" ! {name}: {error}")
+                problems.append(f" ! {entry.variable.name}: {error}")
     _raise(matched.source, problems)
-    return arrays
+    return values
 
 
-# Matching
+def _there(entry: Decision, source: WeightsFile) -> bool:
+    return bool(entry.sources) and not entry.problem and all(n in source.specs for n in entry.sources)
 
 
-def _names(variable: ModelVariable) -> tuple[str, ...]:
-    return (variable.name, *variable.aliases)
+# What is wrong
 
 
-def _hit(pattern: re.Pattern[str], variable: ModelVariable) -> re.Match[str] | None:
-    return next((m for name in _names(variable) if (m := pattern.fullmatch(name))), None)
+def _refused(entries: Sequence[Decision], known: Places) -> Iterator[str]:
+    """Variables that are to be restored from a file that stores positions, which Keras refuses."""
+    open_ = [e.variable.name for e in entries if known.refusal and e.problem == known.refusal]
+    if open_:
+        yield (
+            f" ! the file stores positions and no names that count, and Keras's own load_weights refuses it "
+            f"for this model ({known.refusal}). Each variable to restore then needs an --init_rename rule, "
+            rf"which --mode=inspect proposes; '(.*) -> \1' goes by the names it lists. Without a rule: "
+            f"{listing(open_)}."
+        )
 
 
-def _decide(variable: ModelVariable, source: Source, rules: Rules) -> Entry:
-    if variable.random:
-        return Entry(variable, None, "random state is never restored")
-    for skip in rules.skip:
-        if _hit(skip, variable):
-            return Entry(variable, None, f"--init_skip={skip.pattern}")
-    only = next((o for o in rules.only if _hit(o, variable)), None)
-    if rules.only and only is None:
-        return Entry(variable, None, "not in --init_only")
-    how = next((a for a in rules.adapt if _hit(a.pattern, variable)), None)
-    for rename in rules.rename:
-        if found := _hit(rename.pattern, variable):
-            return Entry(variable, found.expand(rename.replacement), rename.text, how)
-    name = next((n for n in _names(variable) if n in source.specs), variable.name)
-    return Entry(variable, name, f"--init_only={only.pattern}" if only else "same name", how)
+def _missing(entries: Sequence[Decision], source: WeightsFile, known: Places) -> Iterator[str]:
+    gone = 0
+    for entry in entries:
+        if entry.problem:
+            if entry.problem != known.refusal:
+                yield f" ! {entry.variable.name}: {entry.problem}"
+            continue
+        for name in entry.sources:
+            if name in source.specs:
+                continue
+            asked = "" if name == entry.variable.name else f" (as {name}: {entry.rule})"
+            close = difflib.get_close_matches(name, source.specs, 3, 0.5) if gone < _HINTS else []
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            gone += 1
+            yield f" - {entry.variable.name}{asked}: not in the source.{hint}"
 
 
-def _missing(entries: Sequence[Entry], source: Source) -> Iterator[str]:
-    gone = [e for e in entries if e.source is not None and e.source not in source.specs]
-    for index, entry in enumerate(gone):
-        assert entry.source is not None
-        asked = "" if entry.source == entry.variable.name else f" (as {entry.source}: {entry.rule})"
-        close = difflib.get_close_matches(entry.source, source.specs, 3, 0.5) if index < _HINTS else []
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        yield f" - {entry.variable.name}{asked}: not in the source.{hint}"
-
-
-def _extra(entries: Sequence[Entry], source: Source, rules: Rules) -> Iterator[str]:
-    used = {entry.source for entry in entries}
+def _unused(entries: Sequence[Decision], source: WeightsFile, rules: Rules) -> list[str]:
+    """Weights of the source that nothing takes and no rule excludes."""
+    used = {name for entry in entries for name in entry.sources}
     # A name of the model that is left alone, or started from elsewhere, is answered for.
-    model = {name for entry in entries for name in _names(entry.variable)}
-    for name, spec in source.specs.items():
+    model = {name for entry in entries for name in names_of(entry.variable)}
+    found = []
+    for name in source.specs:
         excluded = any(skip.fullmatch(name) for skip in rules.skip)
         if rules.only:
             excluded |= name in model or not any(only.fullmatch(name) for only in rules.only)
         if name not in used and not excluded:
-            yield f" + {name} {_text(spec.shape, spec.dtype)}: in the source, and nothing takes it."
+            found.append(name)
+    return found
 
 
-def _unfit(entry: Entry, source: Source, rules: Rules) -> Iterator[str]:
+def _extra(name: str, spec: Spec) -> str:
+    return f" + {name} {_text(spec.shape, spec.dtype)}: in the source, and nothing takes it."
+
+
+def _unfit(entry: Decision, source: WeightsFile, rules: Rules) -> Iterator[str]:
     """What is wrong with the shape and dtype of a weight that is there."""
-    assert entry.source is not None
-    variable, spec = entry.variable, source.specs[entry.source]
-    shape = spec.shape
-    if entry.adapt:
-        # Zeros in place of the weights: shapes are judged without reading anything.
-        empty = np.broadcast_to(np.zeros((), np.float32), shape)
-        try:
-            shape = entry.adapt.apply(empty, np.zeros(variable.shape, np.float32)).shape
-        except (ValueError, IndexError) as error:
-            yield f" ! {variable.name}: {entry.adapt.text}: {error}."
-            return
+    variable, spec = entry.variable, source.specs[entry.sources[0]]
+    try:
+        # On zeros in place of the weights: shapes are judged without reading anything.
+        shape = shape_of(entry, source)
+    except (ValueError, IndexError) as error:
+        yield f" ! {variable.name}: {entry.adapt.text if entry.adapt else entry.how}: {error}."
+        return
     here, there = _text(variable.shape, variable.dtype.name), _text(shape, spec.dtype)
     if shape != variable.shape:
-        how = f"{entry.adapt.text} makes it" if entry.adapt else "the source has"
+        how = f"{entry.adapt.text if entry.adapt else entry.how} makes it" if entry.how else "the source has"
         yield f" ! {variable.name}: the model has {here}, {how} {there} ({entry.source}). " + (
             "See --init_adapt, or --init_skip it." if not entry.adapt else ""
         )
@@ -186,12 +199,12 @@ def _unfit(entry: Entry, source: Source, rules: Rules) -> Iterator[str]:
 
 
 def _idle(
-    variables: Sequence[ModelVariable], entries: Sequence[Entry], source: Source, rules: Rules
+    variables: Sequence[ModelVariable], entries: Sequence[Decision], source: WeightsFile, rules: Rules
 ) -> Iterator[str]:
     """Rules that do nothing, each with its reason; and rules that together leave nothing to do."""
-    if not any(entry.source for entry in entries):
+    if not any(entry.sources for entry in entries):
         yield " ! the --init_* rules leave every variable of the model alone: nothing would be restored."
-    names = [name for v in variables if not v.random for name in _names(v)]
+    names = [name for v in variables if not v.random for name in names_of(v)]
     for only in rules.only:
         if not any(only.fullmatch(name) for name in names):
             yield f" ! --init_only={only.pattern}: matches no variable. {near(only.pattern, names)}"
@@ -211,46 +224,32 @@ def _idle(
         yield f" ! {rule.text}: {why}"
 
 
-# Values
-
-
-def _finite(entry: Entry, source: Source) -> np.ndarray:
-    """The stored array; ValueError where it is damaged or not finite."""
-    assert entry.source is not None
-    array = source.read(entry.source)
-    if bad := _not_finite(array):
-        raise ValueError(f"{bad} of {array.size} values in the source are not finite ({entry.source}).")
-    return array
-
-
-def _fitted(entry: Entry, array: np.ndarray) -> np.ndarray:
-    """The array as the variable takes it; ValueError where it cannot."""
-    variable = entry.variable
-    if entry.adapt:
-        array = entry.adapt.apply(array, variable.value.numpy())
-    wanted = np_dtype(variable.dtype.name)
-    if array.dtype != wanted:
-        with np.errstate(over="ignore"):
-            array = array.astype(wanted)
-        if bad := _not_finite(array):
-            raise ValueError(f"{bad} values are too large for {variable.dtype.name}.")
-    return np.ascontiguousarray(array).reshape(variable.shape)
-
-
-def _not_finite(array: np.ndarray) -> int:
-    # ml_dtypes' floats have kind V or f; isfinite knows them all.
-    numeric = array.dtype.kind in "fcV"
-    return int(array.size - np.count_nonzero(np.isfinite(array))) if numeric else 0
-
-
 def _text(shape: Sequence[int], dtype: str) -> str:
     return f"{dtype}{list(shape)}"
 
 
-def _raise(source: Source, problems: Sequence[str]) -> None:
+def _raise(source: WeightsFile, problems: Sequence[str]) -> None:
     if problems:
-        lines = "\n".join(problems)
+        kinds: Mapping[str, list[str]] = {" -": [], " +": [], " !": []}
+        for line in problems:
+            kinds[line[:2]].append(line)
+        lines = [
+            line
+            for kind, found in kinds.items()
+            for line in (*found[:_SHOWN], *_more(kind, len(found) - _SHOWN))
+        ]
         raise UserError(
             f"{source.flag}={source.path} ({source.kind}) does not fit the model; nothing was assigned. "
-            f"--mode=inspect proposes rules. ( - the model's, + the source's, ! wrong)\n{lines}"
+            "( - the model's, + the source's, ! wrong)\n"
+            + "\n".join(lines)
+            + f"\n{_advice(source)} proposes rules."
         )
+
+
+def _advice(source: WeightsFile) -> str:
+    """Who proposes rules: the mode of a run, or the function of one's own code."""
+    return "--mode=inspect" if source.flag.startswith("--") else "trainer.inspect_weights(path, model)"
+
+
+def _more(kind: str, count: int) -> list[str]:
+    return [f"{kind} and {count} more of this kind."] if count > 0 else []

@@ -1,183 +1,212 @@
 """Proposals for `--init_*` rules that would make a source fit a model, by names, shapes and order."""
 
-import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import tensorflow as tf
 
+from trainer.errors import listing
 from trainer.model.names import ModelVariable
-from trainer.readers import Source
+from trainer.readers import WeightsFile
 from trainer.readers.source import np_dtype
+from trainer.restore import keras_order, patterns, sides
+from trainer.restore.layouts import flat_variables
 from trainer.restore.match import match
-from trainer.restore.rules import Rules, parse
-
-Shape = tuple[int, ...]
-Layer = Mapping[str, Shape]  # {last part of a name: shape}
-_MOST = 400  # unlike layers are compared pair by pair
+from trainer.restore.pairing import Pairs, ambiguous, pair
+from trainer.restore.rules import parse
+from trainer.restore.sides import Layer
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Lines for a flagfile, and what they leave open when `match` is run with them."""
+    """Lines for a flagfile, and how far to trust them.
+
+    Attributes:
+      lines: `--init_*` flags; none where no rule is needed.
+      problems: what is wrong when `match` is run with them.
+      how: how the pairs were found, in words.
+      ambiguous: layers of equal shapes that could also be exchanged, a line for each group of them.
+      pairs: `{variable: weights that it would start from}`.
+    """
 
     lines: tuple[str, ...]
     problems: tuple[str, ...]
+    how: str
+    ambiguous: tuple[str, ...]
+    pairs: Mapping[str, str]
+
+    @property
+    def proven(self) -> bool:
+        """Whether names or shapes leave one way only, and everything fits."""
+        return not self.problems and not self.ambiguous
 
 
-def propose(variables: Sequence[ModelVariable], source: Source) -> Proposal:
+def propose(
+    variables: Sequence[ModelVariable], source: WeightsFile, layout: str = "", model: Any = None
+) -> Proposal:
     """Rules under which as much as possible of `source` fits `variables`; reads no weights.
 
-    Weights of one name and shape belong together. The other layers are paired where their shapes are
-    the same, the more alike in name and place the sooner. What is left over is skipped.
+    Layers are paired as wholes, so a kernel and its bias are never parted. What is left over is skipped.
+
+    Args:
+      variables: of the model.
+      source: from `open_source`.
+      layout: as `--init_layout`; `torch` where it is not given and the names look like it.
+      model: whose variables they are, where it is known.
     """
-    model = {v.name: v.shape for v in variables if not v.random}
-    shapes = {name: spec.shape for name, spec in source.specs.items()}
-    pairs = {name: name for name, shape in model.items() if shapes.get(name) == shape}
-    left = {name: shape for name, shape in model.items() if name not in pairs}
-    free = {name: shape for name, shape in shapes.items() if name not in pairs}
-    for ours, theirs in _pair_layers(_layers(left), _layers(free)):
-        pairs |= _pair_leaves(ours, theirs, left, free)
-    # Names outside any layer have no company that must fit as well.
-    single = {name: {"": shape} for name, shape in left.items() if name not in pairs and not _cut(name)[0]}
-    used = set(pairs.values())
-    others = {name: {"": shape} for name, shape in free.items() if name not in used and not _cut(name)[0]}
-    pairs |= dict(_pair_layers(single, others))
-    renames = _whole(pairs, model) or _renames(pairs)
-    skips = _leftovers(model, pairs.keys()) + _leftovers(shapes, set(pairs.values()))
-    flags: dict[str, list[str]] = {"rename": renames, "skip": list(dict.fromkeys(skips)), "only": []}
-    if any(re.fullmatch(skip, name) for skip in flags["skip"] for name in pairs):
-        # A name to skip in the source is one to restore in the model: say what is wanted instead.
-        flags |= {"skip": [], "only": _patterns(list(pairs), model)}
-    cast = any(_cast(v, source, pairs) for v in variables)
-    rules: Rules = parse(**flags, cast=cast)
-    lines = [f"--init_{flag}={text}" for flag, texts in flags.items() for text in texts]
+    layout = layout or ("torch" if source.torch else "")
+    ours, theirs = sides.apart(sides.of_model(variables, layout), sides.of_source(source, layout))
+    # Some writers sort (each shard by itself): then the order is not that of a model.
+    falls = sum(before > after for before, after in pairwise(source.specs))
+    alphabetical = 10 * falls <= len(source.specs)
+    pairs = _keras(ours, theirs, variables, source, model)
+    if pairs is None:
+        pairs = pair(ours, theirs, not source.positional, not alphabetical)
+    named, used = _names(pairs, ours, theirs, layout)
+    flags = _flags(variables, source, named, used, layout)
+    flat = flat_variables(model, variables) if layout == "torch" else ()
+    adapt = [
+        f"{re.escape(v.name)} flattened({list(shape)})" for v, shape in flat if shape and v.name in named
+    ]
+    cast = any(_cast(v, source, used) for v in variables)
+    rules = parse(flags["only"], flags["skip"], flags["rename"], cast, adapt, layout)
+    lines = [f"--init_layout={layout}"] if layout else []
+    lines += [f"--init_{flag}={text}" for flag, texts in flags.items() for text in texts]
+    lines += [f"--init_adapt={text}" for text in adapt]
     lines += ["--init_cast"] if cast else []
-    return Proposal(tuple(lines), match(variables, source, rules).problems)
+    matched = match(variables, source, rules, model)
+    unsure = [_unsure(pairs, ours, theirs, *group) for group in ambiguous(pairs, ours, theirs)]
+    starts = {e.variable.name: e.source for e in matched.entries if e.source}
+    return Proposal(tuple(lines), matched.problems, _how(pairs), tuple(unsure), starts)
 
 
-def _cut(name: str) -> tuple[str, str]:
-    """A name as layer (with its separator) and last part: `conv/kernel`, `conv.weight`."""
-    at = max(name.rfind("/"), name.rfind(".")) + 1
-    return name[:at], name[at:]
+def _unsure(
+    pairs: Pairs, ours: Sequence[Layer], theirs: Sequence[Layer], members: list[int], others: list[int]
+) -> str:
+    """What is said of layers that could be exchanged."""
+    taken = listing([theirs[pairs.of[i]].path or "(top)" for i in members])
+    return (
+        f"{listing([ours[i].path or '(top)' for i in members])} ({_shapes(ours[members[0]])}): taken from "
+        f"{taken}, in this order; any of {listing([theirs[j].path or '(top)' for j in others])} would fit."
+    )
 
 
-def _layers(shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
-    layers: dict[str, dict[str, Shape]] = {}
-    for name, shape in shapes.items():
-        layer, last = _cut(name)
-        layers.setdefault(layer, {})[last] = shape
-    return layers
+def _how(pairs: Pairs) -> str:
+    if not pairs.of:
+        return "nothing fits"
+    if len(pairs.proven) == len(pairs.of):
+        return "by names"
+    return "by names, and by shapes in their order" if pairs.proven else "by shapes in their order"
 
 
-def _pair_layers(ours: Mapping[str, Layer], theirs: Mapping[str, Layer]) -> list[tuple[str, str]]:
-    """Layers of the same shapes, the likeliest pair first, each layer once."""
-    kinds: dict[tuple[Shape, ...], tuple[list[str], list[str]]] = {}
-    for side, layers in enumerate((ours, theirs)):
-        for name, layer in layers.items():
-            kinds.setdefault(tuple(sorted(layer.values())), ([], []))[side].append(name)
-    pairs: list[tuple[str, str]] = []
-    for mine, others in kinds.values():
-        if max(len(mine), len(others)) > _MOST:
-            pairs += zip(mine, others, strict=False)
-            continue
-        scored = [
-            (-_alike(a, b, i, j, max(len(mine), len(others)), ours[a].keys() == theirs[b].keys()), i, j)
-            for i, a in enumerate(mine)
-            for j, b in enumerate(others)
-        ]
-        done_a: set[int] = set()
-        done_b: set[int] = set()
-        for _, i, j in sorted(scored):
-            if i not in done_a and j not in done_b:
-                done_a.add(i)
-                done_b.add(j)
-                pairs.append((mine[i], others[j]))
-    return pairs
+def _shapes(layer: Layer) -> str:
+    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in layer.shapes.values())
 
 
-def _alike(a: str, b: str, i: int, j: int, count: int, same_leaves: bool) -> float:
-    """How likely two layers of the same shapes are one: by name, by place in the order, by leaves."""
-    names = difflib.SequenceMatcher(None, a, b).ratio()
-    return 0.5 * names + 0.4 * (1 - abs(i - j) / count) + 0.1 * same_leaves
+def _keras(
+    ours: Sequence[Layer],
+    theirs: Sequence[Layer],
+    variables: Sequence[ModelVariable],
+    source: WeightsFile,
+    model: Any,
+) -> Pairs | None:
+    """Keras's own order, where it would load the whole of a file whose names do not fit; None where not."""
+    file = source.keras
+    if file is None or model is None:
+        return None
+    own = keras_order.by_order if file.layers else keras_order.by_position
+    order = own(model, variables, file)
+    wanted = {name for layer in ours for name in layer.names.values()}
+    named = {path: name for name, path in file.paths.items()}
+    if order.refusal or not wanted <= order.places.keys() or len(wanted) != len(file.paths):
+        return None
+    place = {name: j for j, layer in enumerate(theirs) for name in layer.names.values()}
+    pairs = Pairs()
+    for i, layer in enumerate(ours):
+        found = {place[named[order.places[name]]] for name in layer.names.values()}
+        if len(found) != 1:
+            return None
+        pairs.of[i] = found.pop()
+        if file.named and theirs[pairs.of[i]].path == layer.path:
+            pairs.proven.add(i)
+    # Where all names are the model's and say something else, the names are right.
+    contradicted = file.named and {layer.path for layer in ours} == {layer.path for layer in theirs}
+    return None if contradicted else pairs
 
 
-def _pair_leaves(
-    ours: str, theirs: str, model: Mapping[str, Shape], source: Mapping[str, Shape]
-) -> dict[str, str]:
-    mine = [name for name in model if _cut(name)[0] == ours]
-    free = [name for name in source if _cut(name)[0] == theirs]
-    # Equal names first, so that a likeness elsewhere does not take their partner.
-    mine.sort(key=lambda name: theirs + _cut(name)[1] not in free)
-    pairs = {}
-    for name in mine:
-        last = _cut(name)[1]
-        fitting = [other for other in free if source[other] == model[name]]
-        if not fitting:
-            continue
-        best = max(fitting, key=lambda o: difflib.SequenceMatcher(None, last, _cut(o)[1]).ratio())
-        pairs[name] = best
-        free.remove(best)
-    return pairs
+def _names(
+    pairs: Pairs, ours: Sequence[Layer], theirs: Sequence[Layer], layout: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """`{variable: what a rename must make of it}` and `{variable: the weight it takes}`."""
+    named: dict[str, str] = {}
+    used: dict[str, str] = {}
+    for i, j in pairs.of.items():
+        for word, other in _words(ours[i], theirs[j]).items():
+            name = ours[i].names[word]
+            used.setdefault(name, theirs[j].names[other])
+            if layout == "torch":
+                tail = name[len(ours[i].path) :].lstrip("/")
+                named[name] = "/".join(part for part in (theirs[j].path, tail) if part)
+            else:
+                named[name] = theirs[j].names[other]
+    return named, used
 
 
-# As rules
+def _words(ours: Layer, theirs: Layer) -> dict[str, str]:
+    """`{word of ours: word of theirs}`: equal words first, then equal shapes in order."""
+    same = {w: w for w, shape in ours.shapes.items() if theirs.shapes.get(w) == shape}
+    free = [word for word in theirs.shapes if word not in same]
+    for word, shape in ours.shapes.items():
+        fitting = next((w for w in free if theirs.shapes[w] == shape), None)
+        if word not in same and fitting is not None:
+            same[word] = fitting
+            free.remove(fitting)
+    return same
 
 
-def _whole(pairs: Mapping[str, str], model: Mapping[str, Shape]) -> list[str]:
-    """One rule, where all names of the model differ from the source's by one and the same prefix."""
-    if len(pairs) < len(model) or len(pairs) < 2:
-        return []
-    ours, theirs = next(iter(pairs.items()))
-    if theirs.endswith(ours) and theirs != ours:
-        prefix = theirs[: -len(ours)]
-        if all(other == prefix + name for name, other in pairs.items()):
-            return [rf"(.*) -> {_literal(prefix)}\1"]
-    if ours.endswith(theirs) and theirs != ours:
-        prefix = ours[: -len(theirs)]
-        if all(name == prefix + other for name, other in pairs.items()):
-            return [rf"{re.escape(prefix)}(.*) -> \1"]
-    return []
+def _flags(
+    variables: Sequence[ModelVariable],
+    source: WeightsFile,
+    named: Mapping[str, str],
+    used: Mapping[str, str],
+    layout: str,
+) -> dict[str, list[str]]:
+    """`{"rename": ..., "skip": ..., "only": ...}` for these pairs."""
+    model = [v.name for v in variables if not v.random]
+    if layout == "torch":
+        # Slashes are dots in such a file: equal names need no rule.
+        rename = [_dots(text) for text in patterns.renames(named, False)]
+    else:
+        rename = patterns.renames(named, source.positional)
+    taken = set(used.values()) | _packed(source, used, layout)
+    lost, over = [n for n in model if n not in named], [n for n in source.specs if n not in taken]
+    both = [*model, *source.specs]
+    skip = list(dict.fromkeys(patterns.cover([*lost, *over], both)))
+    if any(re.fullmatch(text, name) for text in skip for name in named):
+        # A name to skip in the source is one to restore in the model: say what is wanted instead.
+        return {"rename": rename, "skip": [], "only": patterns.cover(list(named), model)}
+    return {"rename": rename, "skip": skip, "only": []}
 
 
-def _renames(pairs: Mapping[str, str]) -> list[str]:
-    rules: dict[str, None] = {}
-    for name, other in pairs.items():
-        if name == other:
-            continue
-        layer, last = _cut(name)
-        target, target_last = _cut(other)
-        same = [(n, o) for n, o in pairs.items() if _cut(n)[0] == layer]
-        whole = all(o == target + _cut(n)[1] for n, o in same)
-        if layer.endswith("/") and len(same) > 1 and whole and last == target_last:
-            rules[rf"{re.escape(layer)}([^/.]+) -> {_literal(target)}\1"] = None
-        else:
-            rules[f"{re.escape(name)} -> {_literal(other)}"] = None
-    return list(rules)
+def _dots(rule: str) -> str:
+    """A rename whose right side is written as PyTorch writes names."""
+    left, arrow, right = rule.partition(" -> ")
+    return left + arrow + right.replace("/", ".")
 
 
-def _literal(text: str) -> str:
-    return text.replace("\\", "\\\\")
+def _packed(source: WeightsFile, used: Mapping[str, str], layout: str) -> set[str]:
+    """The second biases of recurrent layers, which come along with the first."""
+    if layout != "torch":
+        return set()
+    taken = set(used.values())
+    return {n for n in source.specs if n.replace("bias_hh", "bias_ih") in taken}
 
 
-def _leftovers(names: Mapping[str, Shape], paired: Collection[str]) -> list[str]:
-    return _patterns([name for name in names if name not in paired], names)
-
-
-def _patterns(wanted: Sequence[str], names: Mapping[str, Shape]) -> list[str]:
-    """Patterns that fit just the wanted names among `names`: a layer's where all of it is wanted."""
-    chosen = set(wanted)
-    patterns: dict[str, None] = {}
-    for name in wanted:
-        layer = _cut(name)[0]
-        whole = bool(layer) and all(other in chosen for other in names if other.startswith(layer))
-        patterns[re.escape(layer) + ".*" if whole else re.escape(name)] = None
-    return list(patterns)
-
-
-def _cast(variable: ModelVariable, source: Source, pairs: Mapping[str, str]) -> bool:
-    other = pairs.get(variable.name)
+def _cast(variable: ModelVariable, source: WeightsFile, used: Mapping[str, str]) -> bool:
+    other = used.get(variable.name)
     if other is None or source.specs[other].dtype == variable.dtype.name:
         return False
     floats = (variable.dtype, tf.as_dtype(np_dtype(source.specs[other].dtype)))

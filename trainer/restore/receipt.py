@@ -1,18 +1,22 @@
 """Assigning restored values on every replica, and the proof: `restore.json` and its table."""
 
-import hashlib
 import json
-import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.checkpoints import files
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
-from trainer.restore.match import Entry, Matched
+from trainer.restore import pieces
+from trainer.restore.decide import Decision
+from trainer.restore.match import Matched
+from trainer.restore.values import Values
 
 
 def assign(
@@ -28,15 +32,35 @@ def assign(
       RuntimeError: a live value is not what was assigned, or changed without being asked to.
     """
     before = {e.variable.name: _copies(strategy, e.variable) for e in matched.entries}
+    wanted: dict[str, str] = {}
     for entry in matched.entries:
-        if entry.source is not None:
-            for copy in strategy.experimental_local_results(entry.variable.value):
-                copy.assign(arrays[entry.variable.name])
-    return [_receipt(strategy, matched, entry, before, arrays) for entry in matched.entries]
+        if entry.sources:
+            name = entry.variable.name
+            array = _again(arrays, name, matched)
+            wanted[name] = pieces.checksum(array)
+            pieces.assign(strategy.experimental_local_results(entry.variable.value), array)
+            del array  # before the next one is read
+    for layer in {id(e.variable.layer): e.variable.layer for e in matched.entries if e.sources}.values():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its statistics
+    return [_receipt(strategy, matched, e, before, wanted, arrays) for e in matched.entries]
 
 
-def describe(receipt: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the receipt, for a terminal."""
+def _again(arrays: Mapping[str, np.ndarray], name: str, matched: Matched) -> np.ndarray:
+    """The array, read once more: it was whole a moment ago."""
+    try:
+        return arrays[name]
+    except UserError as error:
+        raise RuntimeError(
+            f"{matched.source.path} changed while it was read: {error} Some variables have been restored and "
+            "others not; restore them again from a file that stays."
+        ) from error
+
+
+def describe(
+    receipt: Sequence[dict[str, Any]], leftover: Sequence[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the receipt, for a terminal; `leftover` is what the source holds besides."""
     columns = ["variable", "shape", "from", "rule", "before", "after"]
     rows = []
     for line in receipt:
@@ -51,35 +75,60 @@ def describe(receipt: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
                 line["after"][:8] if line["restored"] else "unchanged",
             ]
         )
+    rows += [["-", "", name, "left over in the file, as Keras leaves it", "", ""] for name in leftover]
     return columns, rows
+
+
+def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
+    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`.
+
+    Where that is too much still, blocks that differ in numbers only are one: `block*`.
+    """
+    depth = max((row[0].count("/") for row in rows), default=0)
+    folded = [list(row) for row in rows]
+    for level in [*range(depth, 0, -1), 0]:
+        if len(folded) <= most:
+            break
+        groups: dict[tuple[str, str], list[Sequence[str]]] = {}
+        for row in rows:
+            front = "/".join(row[0].split("/")[: max(level, 1)])
+            front = front if level else re.sub(r"\d+", "*", front)
+            rule = row[3] if level else re.sub(r"\d+", "*", row[3])
+            groups.setdefault((f"{front}/*", rule), []).append(row)
+        folded = [
+            list(group[0]) if len(group) == 1 else [name, f"{len(group)} variables", "", rule, "", ""]
+            for (name, rule), group in groups.items()
+        ]
+    return folded
 
 
 def _receipt(
     strategy: tf.distribute.Strategy,
     matched: Matched,
-    entry: Entry,
+    entry: Decision,
     before: Mapping[str, list[str]],
+    wanted: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     name, variable = entry.variable.name, entry.variable
     old, new = before[name], _copies(strategy, variable)
-    wanted, stored, cast, adapted = old, None, None, None
-    if entry.source is not None:
-        raw = matched.source.read(entry.source)
-        stored, wanted = checksum(raw), [checksum(arrays[name])] * len(new)
-        cast = f"{raw.dtype.name} -> {variable.dtype.name}" if raw.dtype.name != variable.dtype.name else None
-        adapted = entry.adapt.method if entry.adapt else None
-    if new != wanted or (stored and not cast and not adapted and new[0] != stored):
+    stored, cast = None, None
+    if entry.sources:
+        spec = matched.source.specs[entry.sources[0]]
+        stored = arrays.stored(name) if isinstance(arrays, Values) else wanted[name]
+        cast = f"{spec.dtype} -> {variable.dtype.name}" if spec.dtype != variable.dtype.name else None
+    expected = [wanted[name]] * len(new) if entry.sources else old
+    if new != expected or (stored and not cast and not entry.how and new[0] != stored):
         raise RuntimeError(
             f"{name}: read back, its value is not {'what was assigned' if stored else 'what it was'} "
-            f"(SHA-256 {new}, should be {wanted})."
+            f"(SHA-256 {new}, should be {expected})."
         )
     return {
         "name": name,
-        "restored": entry.source is not None,
+        "restored": bool(entry.sources),
         "source": entry.source,
         "rule": entry.rule,
-        "adapt": adapted,
+        "adapt": entry.how,
         "cast": cast,
         "shape": list(variable.shape),
         "dtype": variable.dtype.name,
@@ -103,22 +152,16 @@ def write(receipt: Sequence[Mapping[str, Any]], matched: Matched, workdir: Path)
         "restored": sum(line["restored"] for line in receipt),
         "left_alone": sum(not line["restored"] for line in receipt),
         "ignored_in_source": list(matched.source.ignored),
+        "left_over_in_source": list(matched.leftover),
         "variables": list(receipt),
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        aside.rename(path)
+        files.replace(path, json.dumps(body, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {path.name} cannot be written: {error.strerror}.") from error
     return path
 
 
-def checksum(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
 def _copies(strategy: tf.distribute.Strategy, variable: ModelVariable) -> list[str]:
     """The checksum of the variable's value on each replica of this process."""
-    return [checksum(copy.numpy()) for copy in strategy.experimental_local_results(variable.value)]
+    return [pieces.checksum_of(copy) for copy in strategy.experimental_local_results(variable.value)]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -11,19 +12,23 @@ import numpy as np
 from trainer.checkpoints import checkpoint
 from trainer.errors import UserError, near
 from trainer.flags.config import Config, defaults
+from trainer.groups.phases import phase_at
 from trainer.groups.plan import Plan
 from trainer.report.reporter import Hook, Hooks
 from trainer.report.screen import Screen
 from trainer.run import resume
 from trainer.run.assemble import Assembled, assemble, evaluation
 from trainer.run.build import evaluation_split, use_precision
+from trainer.run.lr_find import RangeTest, Sweep, lr_find
 from trainer.run.planning import planned
+from trainer.run.predictions import Predictions, opened, split_of
 from trainer.run.start import initialise
 from trainer.run.surroundings import as_before
 from trainer.run.train import Live, train
 from trainer.run.workdir import Workdir
 from trainer.signals import stopping
 from trainer.training.evaluation import evaluate
+from trainer.training.failures import explained
 from trainer.training.loop import Result
 from trainer.training.program import Program
 
@@ -146,7 +151,66 @@ class Run:
                 raise UserError("--eval_split=none: name a split to evaluate on.")
             feed = evaluation(made.config, made.built, split)
             program.stop.assign(False)
-            return evaluate(program, program.evaluator(feed), feed)
+            phase = phase_at(made.parts.phases, int(program.state.step.numpy()))
+            with explained(program, "the evaluation"):
+                return evaluate(program, program.evaluator(feed, phase.names), feed).numbers
+
+    def predict(self, dataset: Any = None) -> dict[str, np.ndarray]:
+        """What the model gives for each example, in order: `{output: array [N, ...]}`.
+
+        The outputs are those of `serve(model, batch)` of the model module, or of the model itself, with the
+        weights as of `evaluate`; beside them stands what names the examples (`id`, `file`).
+
+        Args:
+          dataset: what `dataset` of the run may be; features that the outputs do not depend on, such as a
+            label, may be missing. None: the evaluation split of the run's own data.
+
+        Raises:
+          UserError: the data lack what the model needs.
+        """
+        with as_before():
+            made, _ = self._loaded()
+            own, config = made.split.source, made.config
+            source = own
+            if dataset is not None:
+                config = replace(config, dataset=dataset)
+                source = opened(config, own.spec())
+            split = split_of(config, made.built, source, named=dataset is None)
+            predictions = Predictions(config, made.built, split, own.spec())
+            predictions.check()
+            source.prepare()
+            parts = list(predictions.rows(predictions.feed()))
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def lr_find(
+        self, *, low: float = 1e-6, high: float = 10.0, rates: int = 30, batches: int = 3
+    ) -> dict[str, RangeTest]:
+        """A learning-rate range test of each group, the others at their planned rates; by group.
+
+        The run is put back: weights, optimizers and all random state are afterwards the same bits.
+
+        Args:
+          low, high: the rates to try, exponentially from one to the other.
+          rates: how many.
+          batches: for how many batches each is held; the loss is their mean.
+
+        Example:
+          >>> import numpy as np, trainer
+          >>> random = np.random.default_rng(0)
+          >>> images = random.integers(0, 255, [256, 28, 28, 1]).astype("uint8")
+          >>> data = {"image": images, "label": images[:, 0, 0, 0].astype("int64") % 2}
+          >>> run = trainer.Run(
+          ...     model="mnist_mlp(hidden=8)", dataset=data, eval_split="none", batch_size=64,
+          ...     group=[".* adam 1e-3 name=all"], train_for=100,
+          ... )
+          >>> test = run.lr_find()["all"]
+          >>> 1e-6 < test.steepest < 10, test.line.startswith("--group=.* adam ")
+          (True, True)
+        """
+        sweep = Sweep(low, high, rates, batches)
+        with as_before():
+            made, program = self._loaded()
+            return lr_find(made, program, sweep)
 
     def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; argument as of `evaluate`."""

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.data.choice import evaluation_feed, residency, training_feed
+from trainer.data.choice import evaluation_feed, order_of, residency, training_feed
 from trainer.data.feed import Feed
-from trainer.data.source import Split
+from trainer.data.source import Split, shared
+from trainer.data.sources.arrays import ClassNames
 from trainer.errors import UserError
+from trainer.flags import criteria, layer_decay
 from trainer.flags.config import Config
+from trainer.flags.criteria import Criterion
 from trainer.flags.durations import Clock, parse_duration
 from trainer.groups import optimizers, plan
 from trainer.groups.depths import depths
@@ -16,9 +19,11 @@ from trainer.groups.partition import Partition, PerVariable, partition
 from trainer.groups.phases import Events
 from trainer.groups.rules import Owned, Rule, assign, parse_rules, select
 from trainer.model.module import guarded
-from trainer.run import build
+from trainer.model.outputs import Outputs
+from trainer.run import build, stopping
 from trainer.run.build import Built, Engine
 from trainer.run.start import match_source
+from trainer.run.stopping import Judge
 from trainer.training.gradients import Settings
 from trainer.training.program import Program
 from trainer.training.state import TrainState
@@ -36,9 +41,12 @@ class Assembled:
       split: the examples to train on, of the data that the run really uses.
       parts: who trains what, how and when.
       metrics: names of the model's metrics.
-      residency: how training batches are drawn, `resident` or `streaming`: their orders differ. Empty
-        where the data are not prepared yet.
+      residency: how training batches are drawn, one of `choice.WAYS`. Empty where the data are not
+        prepared yet.
       starts: by variable name, the weight of `--init_from` that it starts from.
+      judge: of its evaluations, for `--stop_when`; it has seen nothing yet.
+      outputs: what the model says of a whole split; None where it has no `outputs`.
+      criterion: what evaluations are compared by; None without `--keep_best`.
     """
 
     config: Config
@@ -48,6 +56,9 @@ class Assembled:
     metrics: tuple[str, ...]
     residency: str
     starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    criterion: Criterion | None = None
+    outputs: Outputs | None = None
+    judge: Judge = dataclasses.field(default_factory=Judge)
 
     @property
     def total(self) -> int:
@@ -73,17 +84,49 @@ class Assembled:
             "model": config.model_name,
             "data": self.split.source.full_name,
             "train_split": config.train_split,
-            "order": self.residency,
+            "order": order_of(self.residency, self.split) if self.residency else "",
             "batch_size": self.parts.clock.batch,
             "accumulate": config.accumulate,
             "seed": config.seed,
             "precision": config.precision,
             "clip_norm": config.clip_norm,
             "ema": config.ema,
-            "layer_decay": config.layer_decay,
+            "layer_decay": layer_decay.parse(str(config.layer_decay)).factor,
             "no_decay": config.no_decay,
         }
+        settings |= self._of_the_data()
         return plan.make(settings, self.built.variables, self.parts, start_of or {})
+
+    def _of_the_data(self) -> dict[str, Any]:
+        """What of the plan only some data have."""
+        source, config = self.split.source, self.config
+        facts: dict[str, Any] = {}
+        if self.residency:
+            facts["fingerprint"] = source.fingerprint()
+        if config.pad:
+            facts["pad"] = list(config.pad)
+        if config.bad_examples != "refuse":
+            facts["bad_examples"] = config.bad_examples
+        classes = {
+            n: list(f.names) for n, f in source.features.items() if isinstance(f, ClassNames) and f.names
+        }
+        return facts | ({"classes": classes} if classes else {})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on the data, for the log."""
+        source, config = self.split.source, self.config
+        notes, sizes = source.notes, source.sizes()
+        if sizes and config.eval_split != "none":
+            both = shared(config.train_split, config.eval_split, sizes)
+            if both:
+                notes = (
+                    *notes,
+                    f"--eval_split={config.eval_split}: {both:,} of its examples are trained on, too "
+                    f"(--train_split={config.train_split}). An evaluation of them says nothing about new "
+                    "data.",
+                )
+        return notes
 
     def program(self) -> Program:
         """The state and the compiled functions of the run; compiles nothing yet."""
@@ -105,7 +148,8 @@ class Assembled:
             on_nonfinite=config.on_nonfinite,
             jit_compile=config.jit_compile,
         )
-        return Program(built.strategy, built.module, built.model, state, self.parts.schedules, settings)
+        parts = (built.module, built.model, state, self.parts.schedules, settings, self.outputs)
+        return Program(built.strategy, *parts)
 
     def training_feed(self) -> Feed:
         """Batches of one update's examples, in the order of the run's seed."""
@@ -141,33 +185,41 @@ def assemble(
     no_decay = select(config.no_decay, trained, "--no_decay")
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
-    metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
-    _check_keep_best(config, metrics)
+    built, metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
+    outputs = build.check_outputs(config, built, split, metrics)
+    criterion = _criterion(config, built, metrics, outputs)
+    judge = stopping.judge(config.stop_when, *evaluated(metrics, outputs), built.module.better)
     clock = _clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
         for name in _PERIODS:
             duration(config, name, clock)
-    per_variable = PerVariable(_multipliers(config, built), no_decay)
-    parts = partition(owned, clock, built.strategy, per_variable, only_shapes=only_plan)
+    factor, deep = _depths(config, built)
+    per_variable = PerVariable({name: factor**depth for name, depth in deep.items()}, no_decay, deep)
+    judge.total = clock.total or 0
+    parts = partition(owned, clock, built.strategy, per_variable, only_plan, built.variables)
     _check_no_decay(config, parts)
     if not only_plan:
         split.source.prepare()
+        build.check_room(outputs, build.evaluation_split(config, built, split.source), built)
     prepared = split.source.prepared
     drawn = residency(config.data_residency, split, built.share) if prepared else ""
-    return Assembled(config, built, split, parts, metrics, drawn, starts)
+    return Assembled(config, built, split, parts, metrics, drawn, starts, criterion, outputs, judge)
 
 
 def evaluation(config: Config, built: Built, split: Split) -> Feed:
     """Every example of a prepared split once."""
-    way = residency(config.data_residency, split, built.share)
-    return evaluation_feed(way, split, built.share, config.batch_size)
+    chosen = residency(config.data_residency, split, built.share)
+    return evaluation_feed(chosen, split, built.share, config.batch_size)
 
 
-def evaluation_program(config: Config, built: Built, metrics: tuple[str, ...]) -> Program:
+def evaluation_program(
+    config: Config, built: Built, metrics: tuple[str, ...], outputs: Outputs | None = None
+) -> Program:
     """What evaluates the model's weights and cannot train them."""
     with built.strategy.scope():
         state = TrainState(built.variables, (), metrics, ema=False, loss_scale=False)
-    return Program(built.strategy, built.module, built.model, state, {}, Settings(batch=config.batch_size))
+    settings = Settings(batch=config.batch_size, seed=config.seed)
+    return Program(built.strategy, built.module, built.model, state, {}, settings, outputs)
 
 
 def duration(config: Config, name: str, clock: Clock) -> int:
@@ -189,13 +241,27 @@ def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
     return owned
 
 
-def _check_keep_best(config: Config, metrics: Sequence[str]) -> None:
-    """Refuses a `--keep_best` that no evaluation yields."""
-    if config.keep_best and config.keep_best not in ("loss", *metrics):
+def _criterion(
+    config: Config, built: Built, metrics: Sequence[str], outputs: Outputs | None
+) -> Criterion | None:
+    """What `--keep_best` compares evaluations by; refuses one that no evaluation yields."""
+    names, sure = evaluated(metrics, outputs)
+    better = built.module.better
+    if sure or not isinstance(better, Mapping):
+        criteria.check_stated(better, names, f"--model={config.model_name}")
+    if not config.keep_best:
+        return None
+    if sure and criteria.split(config.keep_best)[0] not in names:
         raise UserError(
-            f"--keep_best={config.keep_best}: the model has no such metric. It has: "
-            f"{', '.join(('loss', *metrics))}."
+            f"--keep_best={config.keep_best}: the model has no such metric. It has: {', '.join(names)}."
         )
+    return criteria.criterion(config.keep_best, better)
+
+
+def evaluated(metrics: Sequence[str], outputs: Outputs | None) -> tuple[tuple[str, ...], bool]:
+    """Names of the numbers that an evaluation yields, and whether there can be no others."""
+    own = outputs.names if outputs else ()
+    return ("loss", *metrics, *(own or ())), own is not None
 
 
 def _clock(config: Config, built: Built, split: Split, only_plan: bool) -> Clock:
@@ -226,13 +292,14 @@ def _check_durations(config: Config) -> None:
         parse_duration(getattr(config, name), f"--{name}")
 
 
-def _multipliers(config: Config, built: Built) -> dict[str, float]:
-    """What `--layer_decay` makes of each variable's rate; {} where it is 1."""
-    if config.layer_decay == 1:
-        return {}
-    what = f"--layer_decay={config.layer_decay}: the model's depth"
-    found = guarded(lambda: depths(built.variables, built.module.depth), what)
-    return {name: config.layer_decay**depth for name, depth in found.items()}
+def _depths(config: Config, built: Built) -> tuple[float, dict[str, int]]:
+    """The factor of `--layer_decay`, and each variable's depth; {} where it is 1."""
+    decay = layer_decay.parse(str(config.layer_decay))
+    if decay.factor == 1:
+        return 1.0, {}
+    flag, own = f"--layer_decay={decay.text}", built.module.depth
+    found = guarded(lambda: depths(built.variables, own, decay.by, flag), f"{flag}: the model's depth")
+    return decay.factor, found
 
 
 def _check_no_decay(config: Config, parts: Partition) -> None:

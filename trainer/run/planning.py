@@ -21,7 +21,7 @@ def planned(config: Config, screen: Screen) -> dict[str, Any]:
     resumes = bool(workdir and workdir.has_checkpoints)
     made = assemble(config, only_plan=True, resumes=resumes)
     screen.quiet = screen.quiet or not is_chief(made.built.strategy)
-    for note in (made.built.engine, *made.split.source.notes):
+    for note in (made.built.engine, *made.notes):
         screen.note(note)
     starts = made.starts
     if workdir and resumes:

@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry
-from trainer.data.choice import WAYS, residency
+from trainer.data.choice import order_of, with_order
 from trainer.devices.strategy import assign
-from trainer.errors import UserError, listing
+from trainer.errors import UserError
 from trainer.flags.calls import parse_call
 from trainer.groups import optimizers, plan
 from trainer.groups.group_optimizer import GroupOptimizer
+from trainer.model.blocks import MOST_ROWS, folded
 from trainer.run.assemble import Assembled
 from trainer.training.program import Program
 
@@ -44,8 +45,8 @@ class Resume:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.entry.step >= self.made.total and not self.unevaluated
+        """Whether nothing is left to do: its last step is done, or a condition of `--stop_when` ended it."""
+        return (self.entry.step >= self.made.total or bool(self.made.judge.ended)) and not self.unevaluated
 
     def restore(self, program: Program) -> list[str]:
         """Loads the checkpoint into a program's state; sentences on what could not come from it.
@@ -68,12 +69,14 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
         checkpoint tells no plan.
     """
     saved: Any = entry.meta.get("plan")
-    made = _in_the_order_of(made, saved)
-    now = made.plan()
     try:
+        made = _in_the_order_of(made, saved)
+        now = made.plan()
         changed = plan.differences(saved, now, entry.step)
         before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise UserError(
             f"--workdir: the checkpoint {entry.path} tells no plan of this program, so that a run cannot go "
             f"on from it. To start from its weights: --init_from={entry.path} and another --workdir."
@@ -89,6 +92,7 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
     anew = frozenset(name for name, text in before.items() if name in owner and _another(text, owner[name]))
     counts = {name: n for name, n in _counts(entry).items() if name not in anew}
     parts = made.parts.cohorts(counts, made.built.strategy)
+    made.judge.restore(entry.meta.get("stopping"))
     return Resume(entry, replace(made, parts=parts), tuple(changed), anew)
 
 
@@ -99,14 +103,19 @@ def _in_the_order_of(made: Assembled, saved: Any) -> Assembled:
       UserError: that way cannot be had here.
     """
     before = saved.get("order") if isinstance(saved, dict) else None
-    if made.config.data_residency != "auto" or before == made.residency or before not in WAYS:
+    if made.config.data_residency != "auto" or before not in ("resident", "streaming"):
         return made
-    return replace(made, residency=residency(before, made.split, made.built.share))
+    if before == order_of(made.residency, made.split):
+        return made
+    return replace(made, residency=with_order(before, made.split, made.built.share))
 
 
 def _another(text: str, optimizer: GroupOptimizer) -> bool:
     """Whether state of the optimizer that `text` calls means nothing to `optimizer`."""
-    kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    try:
+        kind = optimizers.names().get(parse_call(text, "--group").name) if text else None
+    except UserError:  # a manifest may say anything
+        return True
     # Adam and AdamW share their step, so that the state of one is the state of the other.
     return kind is not None and kind.update_step is not type(optimizer.keras).update_step
 
@@ -136,12 +145,12 @@ def _load_what_fits(
     for v in program.state.variables:
         if f"ema/{v.name}" in fresh:
             program.state.averages[v.name].assign(v.value.read_value())
-    told = (
+    causes = (
         ("Not in the checkpoint in this form, so it starts fresh", sorted(fresh)),
         ("In the checkpoint and of no use now, so it is left there", other.extra),
         ("Of another float type in the checkpoint, so it is converted", cast),
     )
-    return [f"{what}: {listing(names, 1000)}." for what, names in told if names]
+    return [f"{what}: {folded(names, MOST_ROWS)}." for what, names in causes if names]
 
 
 def _castable(saved: Any, here: Any) -> bool:
@@ -149,7 +158,7 @@ def _castable(saved: Any, here: Any) -> bool:
     return saved[0] == here[0] and both
 
 
-def note(resumed: Resume, program: Program, told: list[str]) -> str:
+def note(resumed: Resume, program: Program, causes: list[str]) -> str:
     """Sentences on where the run goes on and what is other than before."""
     config, entry = resumed.made.config, resumed.entry
     notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.made.total}."]
@@ -162,8 +171,27 @@ def note(resumed: Resume, program: Program, told: list[str]) -> str:
             "sums in another order, so that the last bits may differ, and dropout draws other masks."
         )
     if resumed.changed:
-        notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *told]
+        notes += ["The plan has changed ( - as saved, + as now):", *resumed.changed, *causes]
     return "\n".join(notes)
+
+
+def lost_records(resumed: Resume, written: Mapping[str, Any]) -> str:
+    """A sentence where metrics.jsonl no longer holds what it held when the checkpoint was saved.
+
+    Args:
+      resumed: the run.
+      written: what the file holds up to the checkpoint's step, as `Records.written` has it.
+    """
+    saved = resumed.entry.meta.get("records")
+    if not isinstance(saved, dict) or not isinstance(saved.get("lines"), int) or saved == written:
+        return ""
+    lines, now = saved["lines"], written["lines"]
+    what = f"{lines - now} of {lines} records" if now < lines else "records"
+    how = "are gone" if now < lines else "are not those that were written"
+    return (
+        f"metrics.jsonl was deleted or changed since {resumed.entry.path.name}: {what} up to step "
+        f"{resumed.entry.step} {how}. The weights and all that follows are not affected."
+    )
 
 
 def finished_note(resumed: Resume) -> str:
@@ -172,6 +200,11 @@ def finished_note(resumed: Resume) -> str:
     ended = ""
     if isinstance(metrics, dict) and metrics:
         ended = f" It ended with {', '.join(f'{k} {shown_metric(k, v)}' for k, v in metrics.items())}."
+    if by := resumed.made.judge.ended:
+        return (
+            f"This run is finished: --stop_when={by!r} ended it at step {entry.step}, {entry.path}. Change "
+            f"the condition or lengthen --train_for to go on, or start afresh in another --workdir.{ended}"
+        )
     return (
         f"This run is finished: {entry.path} is its last step, {entry.step}. Lengthen --train_for to go on, "
         f"or start afresh in another --workdir.{ended}"

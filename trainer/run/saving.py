@@ -1,5 +1,6 @@
 """The checkpoints of a run: the newest to go on from, and those that it writes."""
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint, manifest
 from trainer.checkpoints.manifest import Entry
 from trainer.devices.agreement import check_same, from_first
+from trainer.errors import UserError
 from trainer.groups import plan
 from trainer.report.reporter import Reporter
 from trainer.run.assemble import Assembled
+from trainer.run.predictions import describe
 from trainer.training.program import Program
-
-LOWER_IS_BETTER = ("loss", "error", "perplexity")
 
 
 def newest(directory: Path, reporter: Reporter, strategy: tf.distribute.Strategy) -> Entry | None:
@@ -55,6 +56,8 @@ class Checkpoints:
       made: the run, for what the manifest says of it.
       reporter: told of each checkpoint.
       plan: of the run, as JSON.
+      last: the checkpoint written last.
+      step: of the newest one there is; 0 for none.
     """
 
     directory: Path
@@ -63,6 +66,15 @@ class Checkpoints:
     reporter: Reporter
     plan: Mapping[str, Any]
     last: Path | None = field(default=None)
+    step: int = 0
+
+    def rescue(self) -> bool:
+        """Saves what no checkpoint has yet, after an error; whether that was possible, or not needed."""
+        step = int(self.program.state.step.numpy())
+        if step != self.step:
+            with contextlib.suppress(UserError):
+                self.save(step, {})
+        return step == self.step
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Saves the state at `step`; then deletes what `--keep` and `--keep_best` let go.
@@ -70,15 +82,20 @@ class Checkpoints:
         Raises:
           UserError: it could not be saved; those before it are intact.
         """
+        self.reporter.check()
         config, total = self.made.config, self.made.total
         meta = {
             "plan": self.plan,
             "plan_hash": plan.digest(self.plan),
             "metrics": dict(metrics),
-            "finished": step == total,
+            "best_by": str(self.made.criterion or ""),
+            "finished": step == total or bool(self.made.judge.ended),
+            "stopping": self.made.judge.recorded(),
             "flags": config.given(),
             "data": self.made.split.source.full_name,
+            "example": describe(self.made.split.source.spec()),
             "replicas": self.program.replicas,
+            "records": self.reporter.written,
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
@@ -86,9 +103,10 @@ class Checkpoints:
         }
         self.reporter.sync()
         self.last = checkpoint.save(self.directory, step, unshared(self.program.state.named()), meta)
+        self.step = step
         protect: set[int] = set()
-        if config.keep_best:
-            best = manifest.best(self.directory, config.keep_best, lower_is_better(config.keep_best))
+        if self.made.criterion:
+            best = manifest.best(self.directory, self.made.criterion)
             protect = {best.step} if best else set()
         for note in checkpoint.prune(self.directory, config.keep, protect):
             self.reporter.warn(note)
@@ -105,8 +123,3 @@ def unshared(state: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
         result[name] = tf.Variable(variable.read_value()) if id(variable) in seen else variable
         seen.add(id(variable))
     return result
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of the metric is the better one, by its name."""
-    return any(word in metric for word in LOWER_IS_BETTER)

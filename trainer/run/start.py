@@ -1,6 +1,7 @@
 """Where the weights of a run start: as the model's `build` made them, or restored by `--init_from`."""
 
 from trainer.flags.config import Config
+from trainer.model.blocks import fold, together
 from trainer.readers import open_source
 from trainer.report.screen import Screen
 from trainer.restore import match, receipt, rules
@@ -16,7 +17,7 @@ def match_source(config: Config, built: Built) -> Matched:
       UserError: all that does not fit, in one message.
     """
     source = open_source(config.init_from, config.init_weights)
-    matched = match.match(built.variables, source, rules.of(config))
+    matched = match.match(built.variables, source, rules.of(config), built.model)
     matched.check()
     return matched
 
@@ -31,9 +32,26 @@ def initialise(config: Config, built: Built, screen: Screen, workdir: Workdir | 
     """
     matched = match_source(config, built)
     lines = receipt.assign(built.strategy, matched, match.load(matched))
-    columns, rows = receipt.describe(lines)
+    columns, rows = receipt.describe(lines, matched.leftover)
     source = matched.source
+    rows = _folded(rows)
     screen.table(f"Restored from {source.path} ({source.kind})", columns, rows)
+    if len(rows) < len(lines):
+        kept = "restore.json has all" if workdir else "with a --workdir, restore.json has all"
+        screen.note(f"The {len(lines)} variables are folded to {len(rows)} rows; {kept}.")
     if workdir:
         receipt.write(lines, matched, workdir.path)
     return matched.starts()
+
+
+def _folded(rows: list[list[str]]) -> list[list[str]]:
+    """Rows of a receipt on one screen: those of a layer or block that one rule restored are one row."""
+    folds = fold([row[0] for row in rows], [(row[3], row[2] == "left alone") for row in rows])
+    shown = []
+    for label, own in folds:
+        cells = [together([rows[i][column] for i in own]) for column in range(len(rows[0]))]
+        if len(own) > 1:
+            cells[0], cells[1] = label, f"{len(own)} variables"
+            cells[4:] = ["" if "unchanged" not in cell else cell for cell in cells[4:]]
+        shown.append(cells)
+    return shown

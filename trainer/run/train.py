@@ -1,28 +1,37 @@
 """A run from its start, or from where it was, to its end: what `--mode=train` and `Run.train` share."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints.lock import Lock
 from trainer.devices import agreement
 from trainer.devices.strategy import is_chief
+from trainer.errors import UserError
 from trainer.flags.config import Config
-from trainer.groups import plan as plans
+from trainer.flags.span import span
+from trainer.groups import plan_table
 from trainer.report.reporter import NO_HOOKS, Hooks, Reporter
 from trainer.report.screen import Screen
-from trainer.run import resume, saving
+from trainer.run import ending, resume, saving
 from trainer.run.assemble import Assembled, assemble
+from trainer.run.environment import environment
+from trainer.run.hooks import load as load_hooks
 from trainer.run.resume import Resume
 from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
 from trainer.signals import Stop
 from trainer.training.evaluation import evaluator
 from trainer.training.loop import Loop, Result
+from trainer.training.profile import Profile
 from trainer.training.program import Program
+
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as a manifest has them
 
 
 @dataclass
@@ -42,6 +51,7 @@ class _Begun:
     workdir: Workdir | None
     reporter: Reporter
     stop: Stop | None
+    profile: Profile
 
     @property
     def chief(self) -> bool:
@@ -67,52 +77,71 @@ def train(
     Raises:
       UserError: the run cannot start or go on as asked, or a step was not finite.
       KeyboardInterrupt: it came while the run trained; the state was saved.
+      BrokenPipeError: whoever read the output has gone; the state was saved where the run trained.
     """
     began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
+    hooks = replace(hooks, on_record=(*hooks.on_record, *load_hooks(config.hook)))
     with contextlib.ExitStack() as stack:
         made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
+        steps = _profiled(made)
         if stop:
             stop.catch()
         strategy = made.built.strategy
-        if workdir:
-            lock = Lock(workdir.path)
+        lock = Lock(workdir.path) if workdir else None
+        if lock:
             agreement.from_first(strategy, lambda: str(stack.enter_context(lock).workdir.name))
-        reporter = _reporter(made, workdir, screen, hooks)
+        reporter = _reporter(made, workdir, screen, hooks, lock)
         stack.callback(reporter.close)
         entry = saving.newest(workdir.checkpoints, reporter, strategy) if workdir else None
         resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
         if resumed and resumed.finished:
             reporter.note(resume.finished_note(resumed))
-            return Result(_metrics(resumed), resumed.made.total)
-        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop)
+            return Result(_metrics(resumed), resumed.entry.step, ended=resumed.made.judge.ended)
+        if made.judge.ended and not resumed:  # without a workdir, called again
+            step = int(live.program.state.step.numpy()) if live.program else 0
+            return Result(step=step, ended=made.judge.ended)
+        directory = workdir.path / "tensorboard" / "train" if workdir else Path()
+        profile = Profile(steps, directory, reporter.warn)
+        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop, profile)
         plan = {key: json.dumps(value) for key, value in begun.made.plan().items()}
         agreement.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
         sources: dict[str, str] = {}
         if live.program is None:
             live.program, sources = _start(begun)
         live.made = begun.made
-        return _train(begun, live.program, sources, began)
+        result = _train(begun, live.program, sources, began)
+    if screen.lost and not (stop and stop.status):  # a terminal that was hung up is lost, too
+        raise screen.lost
+    return result
 
 
-def _reporter(made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks) -> Reporter:
+def _reporter(
+    made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks, lock: Lock | None
+) -> Reporter:
     """What the run says: of several workers the first does. It begins with devices and data."""
     chief = is_chief(made.built.strategy)
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
-    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks)
-    for note in (made.built.engine, *made.split.source.notes):
+    if not chief:
+        hooks = replace(hooks, on_record=())  # a tracker is to hear of a run once
+    check = lock.check if lock else lambda: None
+    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
+    reporter.show_groups = made.config.show_groups
+    for note in (made.built.engine, *made.notes):
         reporter.note(note)
     return reporter
 
 
-def show_plan(screen: Screen, plan: Mapping[str, Any]) -> None:
-    """The table of the variables, the rules, and the table of the groups."""
-    columns, rows, below = plans.table(plan)
+def show_plan(screen: Screen, plan: Mapping[str, Any], full: bool = False) -> None:
+    """The table of the variables, folded unless `full`, the rules, and the table of the groups."""
+    columns, rows, below = plan_table.table(plan, None) if full else plan_table.table(plan)
     screen.table(f"Plan: {plan['total']} steps; @N: learning rate at step N; wd: weight decay", columns, rows)
     for sentence in below:
         screen.note(sentence)
-    columns, rows = plans.totals_table(plan)
+    columns, rows = plan_table.totals_table(plan)
     screen.table("Groups", columns, rows)
+    for sentence in plan_table.warnings(plan):
+        screen.warn(sentence)
 
 
 def _start(begun: _Begun) -> tuple[Program, dict[str, str]]:
@@ -121,6 +150,7 @@ def _start(begun: _Begun) -> tuple[Program, dict[str, str]]:
     sources: dict[str, str] = {}
     if config.init_from and not resumed:
         receipt_in = begun.workdir if begun.chief else None
+        begun.reporter.check()
         sources = initialise(config, made.built, begun.reporter.screen, receipt_in)
     program = made.program()
     if resumed:
@@ -139,27 +169,69 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     loop = Loop(
         program,
         made.parts.phases,
-        made.events,
+        dataclasses.replace(made.events, marks=begun.profile.marks),
         made.training_feed(),
         reporter,
         evaluator(examples, program, reporter, weights) if examples else None,
         _save(begun, saved),
         evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
         save_evaluated=bool(made.config.keep_best),
+        judge=lambda numbers: made.judge.judge(numbers, program.strategy),
+        profile=begun.profile,
+        histograms=made.config.histograms,
     )
     # From here on no refusal is left, and the files of the run may change.
-    reporter.trim(begun.resumed.entry.step if begun.resumed else 0, evaluated=not loop.evaluate_first)
+    start = begun.resumed.entry.step if begun.resumed else 0
+    reporter.trim(start, evaluated=not loop.evaluate_first)
+    if begun.resumed and begun.chief and (lost := resume.lost_records(begun.resumed, reporter.written)):
+        reporter.warn(lost)
     show_plan(reporter.screen, plan)
     if workdir and begun.chief:
-        workdir.record(plan, made.config)
+        workdir.record(plan, made.config, environment(made))
+        ending.describe(reporter, workdir, plan, made.config, int(program.state.step.numpy()))
     program.stop.assign(False)
     if begun.stop:
         begun.stop.request = lambda: program.stop.assign(True)
     _check_workers(program, "start values", "All must read the same --workdir and the same --init_from.")
-    result = loop.run()
+    result = _run(loop, saved if begun.chief else None, start)
+    if result.stopped:
+        by = agreement.from_first(program.strategy, lambda: "a hook" if reporter.stop else "a signal")
+        result.hooked = by == "a hook"
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
+    if workdir and begun.chief:
+        ending.keep_evaluated(workdir, reporter, plan, result.step)
+        report = ending.write_report(made.config, workdir, reporter, result.step)
+        next_rows = ending.where_next(made.config, workdir, result, report)
+        reporter.screen.table("Next", ("what", "where or how"), next_rows)
     return result
+
+
+def _profiled(made: Assembled) -> tuple[int, int] | None:
+    """The steps of `--profile`."""
+    steps = span(made.config.profile, "--profile")
+    if steps and steps[1] > made.total:
+        raise UserError(
+            f"--profile={made.config.profile}: the run has {made.total} steps. Name some of them."
+        )
+    return steps
+
+
+def _run(loop: Loop, saved: saving.Checkpoints | None, start: int) -> Result:
+    """Trains; where the run cannot go on, as a record or the like cannot be written, its state is saved."""
+    if saved:
+        saved.step = start
+    try:
+        loop.reporter.screen.patient = True
+        return loop.run()
+    except UserError as error:
+        if saved is None or saved.step == (before := int(loop.program.state.step.numpy())):
+            raise
+        if not saved.rescue():
+            raise
+        raise UserError(f"{error} The state of step {before} was saved.") from error
+    finally:
+        loop.reporter.screen.patient = False
 
 
 def _save(begun: _Begun, saved: saving.Checkpoints | None) -> Callable[[int, dict[str, float]], None] | None:
@@ -178,7 +250,8 @@ def _check_workers(program: Program, what: str, remedy: str) -> None:
 def _metrics(resumed: Resume) -> dict[str, float]:
     """Of the evaluation at the end of a finished run, as far as its manifest tells."""
     metrics = resumed.entry.meta.get("metrics")
-    return {k: float(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {}
+    pairs = metrics.items() if isinstance(metrics, dict) else ()
+    return {k: float(v) for k, v in pairs if isinstance(v, int | float) or v in _NOT_FINITE}
 
 
 def _summary(
@@ -189,6 +262,7 @@ def _summary(
     rows += [(f"final {name}", resume.shown_metric(name, value)) for name, value in result.metrics.items()]
     rows += [
         ("steps", f"{result.step} of {made.total}"),
+        *([("ended by", f"--stop_when={result.ended!r}")] if result.ended else []),
         ("steps per second", f"{rate:.1f}"),
         ("examples per second", f"{rate * made.parts.clock.batch:,.0f}"),
         ("training time", f"{result.training_seconds:.1f} s"),

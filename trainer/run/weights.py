@@ -1,36 +1,25 @@
 """The weights that `--mode=evaluate` and `--mode=export` take: a checkpoint's, or those of `--init_from`."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import checkpoint, manifest
-from trainer.checkpoints.checkpoint import Differences
+from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.manifest import Entry
 from trainer.devices.strategy import assign
 from trainer.errors import UserError, listing
+from trainer.flags import criteria
 from trainer.flags.config import Config
+from trainer.flags.criteria import Criterion
+from trainer.groups.plan import trained_at
 from trainer.report.screen import Screen
-from trainer.run.build import Built
-from trainer.run.saving import lower_is_better
+from trainer.run import recorded
+from trainer.run.build import Built, module_of
 from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
-
-# Flags that a checkpoint answers for where --model is not given.
-_RECORDED = (
-    "model",
-    "dataset",
-    "fallback_dataset",
-    "data_dir",
-    "manual_dir",
-    "eval_split",
-    "batch_size",
-    "precision",
-)
 
 
 @dataclass(frozen=True)
@@ -39,6 +28,11 @@ class Saved:
 
     entry: Entry | None
     arrays: Mapping[str, np.ndarray]
+
+    @property
+    def trained(self) -> frozenset[str] | None:
+        """Names of the weights that trained at the checkpoint's step; None where no plan tells."""
+        return trained_at(self.entry.meta.get("plan"), self.entry.step) if self.entry else None
 
     def assign(self, config: Config, built: Built, screen: Screen) -> str:
         """Gives the model its weights; says in words which ones.
@@ -58,7 +52,10 @@ class Saved:
         ).lines()
         if wrong:
             lines = "\n".join(wrong)
-            raise UserError(f"--model={config.model_name}: {self.entry.path} does not fit it.\n{lines}")
+            raise UserError(
+                f"--model={config.model_name}: {self.entry.path} does not fit it.\n{lines}\n"
+                "Give --model and its arguments as the run had them (flags.txt in its workdir)."
+            )
         for v in built.variables:
             assign(v.value, self.arrays[v.name])
         return f"{self.entry.path} ({config.weights} weights)"
@@ -94,8 +91,8 @@ def find(config: Config) -> tuple[Config, Saved, list[str]]:
             "weights, give an empty --workdir= after the flagfile."
         )
     if not config.model:
-        config, recorded = _completed(config, entry)
-        notes.append(f"Flags as the checkpoint has them: {recorded}.")
+        config, words = recorded.completed(config, entry)
+        notes.append(f"Flags as the checkpoint has them: {words}")
     return config, Saved(entry, arrays), notes
 
 
@@ -139,40 +136,32 @@ def _chosen(config: Config, notes: list[str]) -> Entry | None:
     notes += warnings
     if entry is None or config.checkpoint == "newest":
         return entry
-    metric = config.keep_best or _flags(entry).get("keep_best")
-    if not metric:
-        raise UserError("--checkpoint=best: best in what? Name the metric, such as --keep_best=accuracy.")
-    best = manifest.best(directory, metric, lower_is_better(metric))
+    wanted = _criterion(config, entry)
+    best = manifest.best(directory, wanted)
     if best is None:
-        raise UserError(f"--checkpoint=best: no checkpoint in {directory} was evaluated in {metric!r}.")
+        raise UserError(
+            f"--checkpoint=best: no checkpoint in {directory} was evaluated in {wanted.metric!r}."
+        )
     return manifest.usable(best)
 
 
-def _flags(entry: Entry) -> dict[str, Any]:
-    """The flags that the checkpoint was saved under, those of the right type."""
-    flags = entry.meta.get("flags")
-    defaults = vars(Config())
-    flags = flags if isinstance(flags, dict) else {}
-    return {k: v for k, v in flags.items() if k in defaults and type(v) is type(defaults[k])}
+def _criterion(config: Config, entry: Entry) -> Criterion:
+    """What best means: by `--keep_best`, else as the run kept it; its direction by whatever states it.
 
-
-def _completed(config: Config, entry: Entry) -> tuple[Config, str]:
-    """The flags with those of the checkpoint in the place of what is not given; and these in words."""
-    flags, defaults = _flags(entry), vars(Config())
-    taken = {
-        name: flags[name] for name in _RECORDED if name in flags and getattr(config, name) == defaults[name]
-    }
-    if taken.get("model", "").startswith("<"):
+    Raises:
+      UserError: nothing says so; with the words to write.
+    """
+    kept = entry.meta.get("best_by")
+    kept = kept if isinstance(kept, str) else ""
+    text = config.keep_best or kept or recorded.flags(entry).get("keep_best", "")
+    if not text:
         raise UserError(
-            f"--model: not given. The run of {entry.path} was given its model in Python, so it must be given "
-            "again: trainer.Run(model=..., workdir=...)."
+            "--checkpoint=best: best in what? Name the metric, such as --keep_best=accuracy or "
+            "--keep_best=rmse:min."
         )
-    if "." in taken.get("model", "."):
-        # A file handed in must not choose what of this machine is imported.
-        raise UserError(
-            f"--model: not given. {entry.path} names {taken.get('model', 'none')}, which is not taken from a "
-            "checkpoint unless it lies in models/. Give the flag, or --flagfile=flags.txt of the workdir."
-        )
-    config = dataclasses.replace(config, **taken)
-    config.check()
-    return config, " ".join(f"--{name}={value}" for name, value in taken.items())
+    stated = dict(module_of(config)[0].better or {}) if config.model else {}
+    metric, written = criteria.split(text)
+    if config.keep_best and not written:
+        before, direction = criteria.split(kept)
+        stated = {before: direction, **stated} if direction else stated
+    return criteria.criterion(text if config.keep_best or metric not in stated else metric, stated)

@@ -46,13 +46,17 @@ class Workdir:
         """Whether a run would go on from here, damaged checkpoints included."""
         return bool(manifest.scan(self.checkpoints))
 
-    def record(self, plan: Mapping[str, Any], config: Config) -> None:
-        """Writes `plan.json`, and `flags.txt`, a flagfile that repeats the run.
+    def record(
+        self, plan: Mapping[str, Any], config: Config, environment: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes `plan.json`, `environment.json`, and `flags.txt`, a flagfile that repeats the run.
 
         Raises:
           UserError: one of them cannot be written.
         """
         self._write("plan.json", json.dumps(plan, indent=1) + "\n")
+        if environment:
+            self._write("environment.json", json.dumps(environment, indent=1) + "\n")
         self._write("flags.txt", flagfile(replace(config, accept_plan_change=False)))
 
     def _write(self, name: str, text: str) -> None:

@@ -4,20 +4,23 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from trainer.data.feed import Feed
+from trainer.data.feed import Feed, reading
+from trainer.groups.phases import Phase
+from trainer.model.outputs import Evaluation
 from trainer.report.reporter import Reporter
-from trainer.training import window
+from trainer.training import split_metrics, window
 from trainer.training.program import Program
 
-Evaluate = Callable[[], dict[str, float]]
+Evaluate = Callable[[Phase], dict[str, float]]
 
 
-def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
+def evaluate(program: Program, function: Any, feed: Feed) -> Evaluation:
     """Mean loss and metrics over the whole split, each example once; `examples` counts them.
 
-    Empty where the program was asked to stop before the end: a part of a split is no evaluation.
+    Without numbers where the program was asked to stop before the end: a part of a split is no evaluation.
 
     Args:
       program: whose weights, as they stand.
@@ -25,14 +28,23 @@ def evaluate(program: Program, function: Any, feed: Feed) -> dict[str, float]:
       feed: an evaluation feed.
     """
     assert feed.steps is not None
-    sums = function(feed.chunk(0, feed.steps), tf.constant(feed.steps)).numpy()
+    with reading(feed, 0, feed.steps):
+        sums, rows = function(feed.chunk(0, feed.steps), tf.constant(feed.steps))
     if program.stopped.numpy():
-        return {}
-    return {**window.means(sums, program.state.metrics), "examples": window.examples(sums)}
+        return Evaluation({}, {})
+    metrics, sums = program.state.metrics, sums.numpy()
+    numbers: dict[str, float] = {}
+    arrays: dict[str, np.ndarray] = {}
+    split: dict[str, np.ndarray] = {}
+    if program.outputs:
+        split = split_metrics.flat(rows, feed.examples)
+        numbers, arrays = split_metrics.of_split(program.strategy, program.outputs, split, metrics)
+    means = window.means(sums, metrics)
+    return Evaluation({**means, **numbers, "examples": window.examples(sums)}, arrays, split)
 
 
 def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tuple[str, ...]) -> Evaluate:
-    """A function that evaluates the weights as they stand and reports the result.
+    """A function that evaluates the weights as they stand after a step of a phase, and reports the result.
 
     It returns nothing, and has reported nothing, where it was stopped before the end.
 
@@ -43,21 +55,24 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
       weights: `raw`, `ema` or both, in the order to evaluate them in; the last one's metrics are
         what the function returns.
     """
-    function = program.evaluator(examples)
+    functions: dict[frozenset[str], Any] = {}  # compiled anew only where the phase makes a difference
     swap = tf.function(lambda: program.state.swap_averages(program.strategy))
 
-    def one(kind: str) -> dict[str, float]:
+    def one(kind: str, phase: Phase) -> Evaluation:
+        key = program.evaluated_otherwise & phase.names
+        function = functions.setdefault(key, program.evaluator(examples, phase.names))
         with _swapped(swap) if kind == "ema" else contextlib.nullcontext():
             return evaluate(program, function, examples)
 
-    def all_kinds() -> dict[str, float]:
-        results = {kind: one(kind) for kind in weights}
-        if not all(results.values()):
+    def all_kinds(phase: Phase) -> dict[str, float]:
+        results = {kind: one(kind, phase) for kind in weights}
+        if not all(result.numbers for result in results.values()):
             return {}
         step = int(program.state.step.numpy())
-        for kind, values in results.items():
-            reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **values})
-        return results[weights[-1]]
+        for kind, (numbers, arrays, rows) in results.items():
+            reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **numbers}, arrays)
+            reporter.rows = rows
+        return results[weights[-1]].numbers
 
     return all_kinds
 

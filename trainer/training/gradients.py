@@ -1,20 +1,21 @@
 """The gradient half of a step: what each replica computes of its share of the batch, and the one reduce.
 
-Keras layers run in a `keras.StatelessScope`. What they would write (BatchNormalization statistics)
-comes back as values, for the apply half to assign; what they read as random state is derived from (seed,
-step, replica), so that there is none to save.
+The model runs in a `Scope`. What its layers would write (BatchNormalization statistics, a kernel that is
+normalised in place) comes back as values, for the apply half to assign; what they read as random state is
+derived from (seed, step, replica), so that there is none to save.
 """
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from trainer.data.feed import Feed
+from trainer.groups.phases import Phase
 from trainer.model.names import ModelVariable
+from trainer.model.returns import rows_of
+from trainer.model.scope import Scope
 from trainer.training import packing, window
 from trainer.training.state import TrainState
 
@@ -45,7 +46,7 @@ class StepResult(NamedTuple):
     Attributes:
       gradients: of the active variables, in their order.
       sums: the window of this step's batch, see `window.py`.
-      updates: `{variable name: new value}` of the model's own state (BatchNormalization statistics).
+      updates: `{variable name: new value}` of what the forward pass itself moves.
       before: `{variable name: value}` to put back where the step is skipped.
       stopping: bool scalar, some worker wants to stop after this step.
       finite: bool scalar, loss and gradient norm are finite.
@@ -86,12 +87,12 @@ class Gradients:
         """Whether a step that is not finite is to change nothing."""
         return self.settings.on_nonfinite != "off" or self.state.scale is not None
 
-    def step(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> StepResult:
-        """The gradients of `active` on the batch `drawn`: reduced, unscaled, checked and clipped.
+    def step(self, phase: Phase, feed: Feed, drawn: Any) -> StepResult:
+        """The gradients of what trains in a phase on a batch: reduced, unscaled, checked and clipped.
 
         Half precision is kept from underflow by a dynamic loss scale (Micikevicius et al. 2018).
         """
-        result = self.reduced(active, feed, drawn)
+        result = self.reduced(phase, feed, drawn)
         gradients = [packing.distinct(g) for g in result.gradients]
         factor = None
         if self.state.scale is not None:
@@ -109,20 +110,26 @@ class Gradients:
             gradients = [packing.scaled(g, factor) for g in gradients]
         return result._replace(gradients=gradients, finite=finite)
 
-    def reduced(self, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> StepResult:
+    def reduced(self, phase: Phase, feed: Feed, drawn: Any) -> StepResult:
         """The step's sums over the replicas, each the same on every replica; nothing is checked yet."""
         context = tf.distribute.get_replica_context()
-        plain = [v for v in _state(self.state.variables) if v.keras is None]
-        before = {v.name: v.value.read_value() for v in plain}
-        gradients, sums, updates = self._accumulated(active, feed, drawn, context.replica_id_in_sync_group)
+        before = self.plain()
+        gradients, sums, updates = self._accumulated(phase, feed, drawn, context.replica_id_in_sync_group)
         stopping = tf.cast(self.stop, sums.dtype)
         if self.replicas > 1:
             gradients, (sums, stopping) = packing.all_reduce(context, gradients, (sums, stopping))
             updates = _averaged(context, updates, before)
+        still = {v.name for v in self.state.variables if not moves(v, phase)}
+        updates |= {name: value for name, value in before.items() if name in still}
         return StepResult(gradients, sums, updates, before, stopping > 0, tf.constant(True))
 
+    def plain(self) -> dict[str, tf.Tensor]:
+        """The values of the plain variables that a forward pass writes, to be put back."""
+        written = (v for v in self.state.variables if v.keras is None and v.assigned)
+        return {v.name: v.value.read_value() for v in written}
+
     def _accumulated(
-        self, active: Sequence[ModelVariable], feed: Feed, drawn: Any, replica: tf.Tensor
+        self, phase: Phase, feed: Feed, drawn: Any, replica: tf.Tensor
     ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor]]:
         """This replica's share of a step: its accumulated batches one after the other."""
         count = self.settings.accumulate
@@ -134,8 +141,8 @@ class Gradients:
             key = tf.random.experimental.stateless_fold_in(key, part)
             batch = feed.take(drawn, part, self.replicas * count)
             if not self.settings.jit_compile:
-                return self._pass(active, batch, key, carried)
-            compiled = tf.function(lambda *args: self._pass(active, *args), jit_compile=True, autograph=False)
+                return self._pass(phase, batch, key, carried)
+            compiled = tf.function(lambda *args: self._pass(phase, *args), jit_compile=True, autograph=False)
             return compiled(batch, key, carried)
 
         gradients, sums, updates = run(0, {})
@@ -154,41 +161,53 @@ class Gradients:
         return gradients, sums, updates
 
     def _pass(
-        self,
-        active: Sequence[ModelVariable],
-        batch: dict[str, tf.Tensor],
-        key: tf.Tensor,
-        carried: dict[str, tf.Tensor],
+        self, phase: Phase, batch: dict[str, Any], key: tf.Tensor, carried: dict[str, tf.Tensor]
     ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor]]:
-        """One forward and backward pass: (gradients, sums, new values of the model's own state)."""
-        state = _state(self.state.variables)
+        """One forward and backward pass: (gradients, sums, new values of what the pass itself moves)."""
+        variables, active = self.state.variables, self.active(phase)
+        rows = rows_of(batch)
         batch = self.preprocess(batch, True, key)
-        mapping = [(v.keras, carried[v.name]) for v in state if v.name in carried and v.keras is not None]
-        mapping += [(v.keras, _seed(key, v)) for v in self.state.variables if v.random]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in active])
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                losses, metrics = self.loss(batch, True)
+            with Scope(variables, key, phase.names, carried) as scope:
+                losses, metrics = self.loss(batch, True, rows)
+                own = scope.losses + regularization(active)
             # Each pass of each replica adds such a loss once; together they are to weigh one.
-            own = scope.losses + regularization(active)
             passes = self.replicas * self.settings.accumulate
             total = tf.reduce_sum(losses) / self.settings.batch
             total += sum(tf.cast(x, total.dtype) / passes for x in own)
             if self.state.scale is not None:
                 total *= tf.cast(self.state.scale, total.dtype)
         gradients = tape.gradient(total, [v.value for v in active])
+        gradients = [_shaped(g, v, self.replicas) for g, v in zip(gradients, active, strict=True)]
         updates = {}
-        for v in state:
-            plain = v.keras is None
-            value = v.value.read_value() if plain else scope.get_current_value(v.keras)
-            if value is not None:
+        for v in variables:
+            value = scope.assigned(v)
+            if v.keras is None and v.assigned:
+                value = v.value.read_value()
+            if value is not None and moves(v, phase):
+                value.set_shape(v.shape)
                 updates[v.name] = value
         own_loss = sum(tf.cast(x, losses.dtype) for x in own) / passes * self.settings.batch
         return gradients, self.sums(losses, metrics, tf.ones_like(losses), own_loss), updates
 
-    def loss(self, batch: Any, training: bool) -> tuple[tf.Tensor, Mapping[str, Any]]:
-        """What the module's own `loss` returns; losses of half precision are widened, to be summed."""
+    def active(self, phase: Phase) -> list[ModelVariable]:
+        """What trains in a phase, in the model's order."""
+        return [v for v in self.state.variables if v.name in phase.names]
+
+    def loss(
+        self, batch: Any, training: bool, rows: int | None = None
+    ) -> tuple[tf.Tensor, Mapping[str, Any]]:
+        """What the module's own `loss` returns; losses of half precision are widened, to be summed.
+
+        Args:
+          batch: preprocessed.
+          training: whether it is to train.
+          rows: examples of the batch, for a loss that tells only when it runs how many it has.
+        """
         losses, metrics = self.own_loss(self.model, batch, training)
+        if losses.shape[0] is None:
+            losses = tf.ensure_shape(losses, [rows])
         return tf.cast(losses, tf.float32) if losses.dtype.size < 4 else losses, metrics
 
     def sums(self, losses: tf.Tensor, metrics: Mapping[str, Any], mask: tf.Tensor, added: Any) -> tf.Tensor:
@@ -197,7 +216,10 @@ class Gradients:
 
     def preprocess(self, batch: Any, training: bool, key: tf.Tensor) -> Any:
         """The batch as the model module's own `preprocess` makes it."""
-        return self.own_preprocess(batch, training, key) if self.own_preprocess else batch
+        if self.own_preprocess is None:
+            return batch
+        with Scope(self.state.variables, key, what="preprocess"):
+            return self.own_preprocess(batch, training, key)
 
 
 def staged(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,15 +236,26 @@ def regularization(variables: Sequence[ModelVariable]) -> list[tf.Tensor]:
     return [v.regularizer(v.value) for v in kept if getattr(v, "regularizer", None) is not None]
 
 
-def _state(variables: Sequence[ModelVariable]) -> list[ModelVariable]:
-    """What a forward pass may write: variables not trained and not the state of a generator."""
-    return [v for v in variables if not v.trainable and not v.random]
+def moves(variable: ModelVariable, phase: Phase) -> bool:
+    """Whether what a forward pass leaves in a variable is to stay."""
+    if variable.trainable:
+        return variable.name in phase.names
+    return not variable.random and variable.name not in phase.still
 
 
-def _seed(key: tf.Tensor, variable: ModelVariable) -> tf.Tensor:
-    """Start state of a Keras seed generator, from the step's key [2] and the generator's name."""
-    folded = tf.random.experimental.stateless_fold_in(key, zlib.crc32(variable.name.encode()) >> 1)
-    return tf.bitcast(tf.cast(folded, tf.int32), tf.uint32)
+def _shaped(gradient: Any, variable: ModelVariable, replicas: int) -> Any:
+    """`gradient` with its static shape, which lengths that differ from batch to batch hide.
+
+    Of a `tf.IndexedSlices` several replicas gather the rows, and for that their number must be the same in
+    every step: where it is not known, the gradient becomes dense.
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        if replicas == 1 or gradient.values.shape.is_fully_defined():
+            return gradient
+        gradient = tf.convert_to_tensor(gradient)
+    if isinstance(gradient, tf.Tensor):
+        gradient.set_shape(variable.shape)
+    return gradient
 
 
 def _averaged(

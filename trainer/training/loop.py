@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.feed import Feed
+from trainer.data.feed import Feed, reading
 from trainer.devices.strategy import worker
 from trainer.errors import UserError, listing
-from trainer.groups.phases import Events, Phase
+from trainer.groups.phases import Events, Phase, phase_at
 from trainer.report.reporter import Reporter
 from trainer.training import window
+from trainer.training.evaluation import Evaluate
+from trainer.training.failures import remedy, what_failed
+from trainer.training.health import REMEDY, TOO_LARGE, Health
+from trainer.training.norms import Norms
+from trainer.training.profile import Profile
 from trainer.training.program import Program
 from trainer.training.state import RECENT
 
@@ -37,6 +42,8 @@ class Result:
       seconds: from the loop's start to its end.
       training_seconds: of these, in training steps; the rest are evaluations and checkpoints.
       stopped: whether a signal or a hook ended the run before its last step.
+      hooked: whether it was a hook.
+      ended: the condition of `--stop_when` that ended the run; empty where none did.
 
     Example:
       >>> import numpy as np, trainer
@@ -56,6 +63,13 @@ class Result:
     seconds: float = 0.0
     training_seconds: float = 0.0
     stopped: bool = False
+    hooked: bool = False
+    ended: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run ends here, by whatever."""
+        return self.stopped or bool(self.ended)
 
 
 @dataclass
@@ -68,10 +82,13 @@ class Loop:
       events: of the run.
       feed: training batches.
       reporter: for screen, files and hooks.
-      evaluate: returns `{metric: value}` of the evaluation split; None for no evaluation.
+      evaluate: returns `{metric: value}` of the evaluation split after a step of a phase; None for none.
       save: writes a checkpoint of this step with the metrics of an evaluation at it; None for none.
       evaluate_first: an evaluation of the start step is still to be done, as a stop came before it.
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
+      profile: of some of the steps.
+      histograms: whether to report the trained weights at each log point.
+      judge: says of the results of an evaluation by which condition they end the run, or "".
     """
 
     program: Program
@@ -79,48 +96,68 @@ class Loop:
     events: Events
     feed: Feed
     reporter: Reporter
-    evaluate: Callable[[], dict[str, float]] | None
+    evaluate: Evaluate | None
     save: Callable[[int, dict[str, float]], None] | None
     evaluate_first: bool = False
     save_evaluated: bool = False
+    judge: Callable[[dict[str, float]], str] | None = None
+    profile: Profile = field(default_factory=Profile)
+    histograms: bool = False
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
     _saved: int = 0
+    _evaluating: bool = False
+    _told: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Looks at the state once."""
+        self._health = Health(self.program)
 
     def run(self) -> Result:
         """Trains to the end.
 
         Raises:
-          UserError: a non-finite step under `--on_nonfinite=halt`; the state before it was saved.
+          UserError: a step that is not finite under `--on_nonfinite=halt`, or one that failed; the state
+            before it was saved.
           KeyboardInterrupt: it came; the state was saved.
         """
         began, result = time.perf_counter(), Result(step=self._step())
         first = self._saved = result.step
         self._logged = (first, 0.0)
         self._skipped = int(self.program.state.skipped.numpy())
+        self._norms = Norms(self.program.gradient_norms)
         try:
             if self.evaluate_first and self.evaluate:
                 self._evaluate(result)
                 if result.metrics:  # beside the checkpoint of this step that has none
                     self._save(result)
             for phase in self.phases:
-                if phase.stop > result.step and not result.stopped:
+                if phase.stop > result.step and not result.over:
                     self._train(phase, result)
         except KeyboardInterrupt:
             result.step, result.metrics = self._step(), {}
             self._save_last(result)
             raise
+        except tf.errors.OpError as error:
+            if worker(self.program.strategy)[1] > 1:  # which of them failed is told elsewhere
+                raise
+            raise UserError(self._failure(error, result)) from error
+        finally:
+            self.profile.close()
         self._save_last(result)
         result.steps, result.seconds = result.step - first, time.perf_counter() - began
         return result
 
     def _train(self, phase: Phase, result: Result) -> None:
         """A phase, or what is left of it."""
+        names = listing(group.name for group in phase.active)
+        self.reporter.note(f"Compiling steps {result.step} to {phase.stop} ({names}): this may take a while.")
         train = self.program.trainer(phase, self.feed)
         self._pace = 0.0
-        while result.step < phase.stop and not result.stopped:
+        while result.step < phase.stop and not result.over:
             before = result.step
+            self.profile.at(before)
             self._call(train, phase, result)
             if self.program.halted.numpy():
                 self._report_skipped()
@@ -131,7 +168,7 @@ class Loop:
             result.stopped = bool(self.program.stopped.numpy())
             self._visit(phase, result)
             best = self.save_evaluated and bool(result.metrics)
-            if self.events.due(self.events.save, result.step) or best or result.stopped:
+            if self.events.due(self.events.save, result.step) or best or result.over:
                 self._save(result)
 
     def _step(self) -> int:
@@ -148,8 +185,13 @@ class Loop:
 
     def _evaluate(self, result: Result) -> None:
         """An evaluation at this step; it may be cut short, or end the run."""
-        result.metrics = self.evaluate() if self.evaluate else {}
+        phase = phase_at(self.phases, result.step)
+        self._evaluating = True
+        result.metrics = self.evaluate(phase) if self.evaluate else {}
+        self._evaluating = False
         result.stopped = bool(self.program.stopped.numpy())
+        if self.judge and result.metrics:
+            result.ended = self.judge(result.metrics)
         self._heed_hooks(result)
 
     def _heed_hooks(self, result: Result) -> None:
@@ -166,13 +208,55 @@ class Loop:
         if worker(self.program.strategy)[1] > 1:  # each of which must come to the same number
             most = TOGETHER
         n = min(self.events.next(step, phase) - step, most)
-        began = time.perf_counter()
-        done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+        began, copy = time.perf_counter(), self._health.copy()
+        try:
+            with reading(self.feed, step, n):
+                done = self._steps(train, phase, step, n)
+        except KeyboardInterrupt:
+            if copy and self._health.sick():
+                self._health.back(copy)
+            raise
+        if sick := self._health.sick():
+            self._again(train, copy, range(step, step + n), sick)
         seconds = time.perf_counter() - began
-        # The first call compiles as well, so that its pace says nothing but that a step can be had.
+        if not self._pace:  # it compiled as well: rates count from its end
+            logged, trained = self._logged
+            self._logged = logged + done, trained + seconds
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
+
+    def _steps(self, train: Any, phase: Phase, step: int, n: int) -> int:
+        """`n` steps from `step` on, the one that ends at a log point apart, to be measured; how many."""
+        if not self.events.due(self.events.log, step + n):
+            return self._run(train, step, n)
+        done = self._run(train, step, n - 1) if n > 1 else 0
+        if done < n - 1 or self.program.stopped.numpy():
+            return done
+        return done + self._norms.measured(phase, lambda: self._run(train, step + done, 1))
+
+    def _run(self, train: Any, step: int, n: int) -> int:
+        """A call of the compiled loop; how many steps it did."""
+        return int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
+
+    def _again(self, train: Any, copy: Any, steps: range, sick: list[str]) -> None:
+        """Finds the steps of a call whose update is not finite, and halts there or passes over them.
+
+        Raises:
+          UserError: under `--on_nonfinite=halt`; the state before the step was saved.
+        """
+        mode = f"--on_nonfinite={self.program.settings.on_nonfinite}"
+        if not copy:
+            reason = f"in steps {steps.start + 1} to {self._step()}, {self._health.blamed(sick)}"
+            raise UserError(f"{mode}: {reason}, and {TOO_LARGE} {REMEDY}")
+        take = lambda at: train(self.feed.chunk(at, 1), tf.constant(1))  # noqa: E731
+        for at, reason in self._health.again(take, copy, steps):
+            if self.program.settings.on_nonfinite == "halt":
+                self._save_last(Result(step=at))
+                kept = "saved" if self.save else "kept"
+                raise UserError(f"{mode}: {reason} The state before it is {kept}. {REMEDY}")
+            self.reporter.warn(f"{mode}: {reason}")
+            self.program.pass_over()
 
     def _visit(self, phase: Phase, result: Result) -> None:
         """Reports where the run stands, and evaluates where that is due."""
@@ -189,7 +273,7 @@ class Loop:
             self._evaluate(result)
 
     def _rate(self, step: int, result: Result) -> float:
-        """Examples a second since the last log point."""
+        """Examples a second since the last log point, without the steps in which a phase was compiled."""
         seconds = result.training_seconds - self._logged[1]
         return (step - self._logged[0]) * self.feed.batch / seconds if seconds > 0 else 0.0
 
@@ -199,6 +283,10 @@ class Loop:
 
     def _log(self, step: int, phase: Phase, values: dict[str, float], rate: float) -> None:
         state = self.program.state
+        for name in window.weightless(state.sums.numpy(), state.metrics):
+            if name not in self._told:
+                self._told.add(name)
+                self.reporter.warn(f"The weights of the metric {name} sum to 0 up to step {step}: it is NaN.")
         last = tf.constant(step - 1, tf.int64)
         rates = {g.name: float(self.program.schedules[g.name](last - g.start)) for g in phase.active}
         self.reporter.log(
@@ -208,11 +296,25 @@ class Loop:
                 "epoch": step / self.reporter.steps_per_epoch,
                 **values,
                 "learning_rate": rates,
+                **self._norms.taken(),
                 "examples_per_second": rate,
+                **self._input_wait(rate),
                 "skipped_steps": int(state.skipped.numpy()),
+                **({"loss_scale": float(state.scale.numpy())} if state.scale is not None else {}),
             }
         )
+        if self.histograms:
+            weights = [v for v in state.variables if v.name in phase.names]
+            self.reporter.histograms(step, {v.name: v.value.numpy() for v in weights})
         state.sums.assign(tf.zeros_like(state.sums.read_value()))
+
+    def _input_wait(self, rate: float) -> dict[str, float]:
+        """The share of the time since the last log point that steps waited for data; {} where none can."""
+        waited = self.feed.waited()
+        if waited is None or not rate:
+            return {}
+        steps = int(self.program.state.step.numpy()) - self._logged[0]
+        return {"input_wait": min(1.0, waited * rate / (steps * self.feed.batch))}
 
     def _report_skipped(self) -> None:
         state = self.program.state
@@ -227,6 +329,20 @@ class Loop:
             f"{listing(map(str, shown), RECENT)}.{scale}"
         )
         self._skipped = skipped
+
+    def _failure(self, error: tf.errors.OpError, result: Result) -> str:
+        """Tells of an op that failed in a step or an evaluation, once what can be saved is saved."""
+        result.step, result.metrics = self._step(), {}
+        what = f"the evaluation after step {result.step}" if self._evaluating else f"step {result.step + 1}"
+        reason = f"{what} failed: {what_failed(error, self.program)}"
+        if self._evaluating or self.program.gradient_half.gated:
+            self._save_last(result)
+            kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
+            kept = kept if result.step else "No step was done before it."
+        else:
+            # Without the guard nothing keeps an update from beginning before the whole step is known.
+            kept = "With --on_nonfinite=off the step may be half done, so that nothing of it is saved."
+        return f"{reason} {kept} {remedy(error)}"
 
     def _diagnosis(self, phase: Phase, step: int) -> str:
         """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""

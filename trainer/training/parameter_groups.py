@@ -62,9 +62,9 @@ class ParameterGroups:
         Args:
           step: any step of a phase.
         """
-        names = self._phase(step).names
-        self.frozen.enter(names)
-        return [v.value for group in self._phase(step).active for v in group.variables if v.name in names]
+        phase = self._phase(step)
+        self.frozen.enter(phase.names, phase.still)
+        return [v.value for group in phase.active for v in group.variables]
 
     def apply(self, step: int, gradients: Sequence[Any]) -> None:
         """One update of every group that trains at `step`, at its own rate; counts the step.
@@ -143,6 +143,6 @@ def parameter_groups(
     strategy = tf.distribute.get_strategy()
     variables = walk(model)
     clock = Clock(examples, batch_size, steps)
-    parts = partition(assign(parse_rules(rules), variables), clock, strategy)
+    parts = partition(assign(parse_rules(rules), variables), clock, strategy, variables=variables)
     step = tf.Variable(0, dtype=tf.int64, trainable=False)
-    return ParameterGroups(parts, strategy, clip_norm, step, FrozenLayers(model, variables))
+    return ParameterGroups(parts, strategy, clip_norm, step, FrozenLayers(variables))

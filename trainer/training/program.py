@@ -5,20 +5,24 @@ backward over its share of the batch, and one packed all-reduce sums gradients, 
 apply half (`updates.py`), which a non-finite step skips, each group's Keras optimizer moves its variables.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from trainer.data.feed import MASK, Feed
+from trainer.data.feed import Feed
 from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
+from trainer.model.graphs import for_effect
 from trainer.model.module import ModelModule
-from trainer.model.names import ModelVariable
+from trainer.model.outputs import Outputs
 from trainer.training import window
-from trainer.training.gradients import Gradients, Settings, StepResult, regularization, staged
+from trainer.training.forward import Forward
+from trainer.training.gradients import Gradients, Settings, StepResult, staged
+from trainer.training.norms import GradientNorms
+from trainer.training.split_metrics import Rows
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
 
@@ -33,6 +37,7 @@ class Program:
       state: made in the strategy's scope.
       schedules: `{group name: schedule}`, each of the step relative to the group's start.
       settings: see there.
+      outputs: of the model module; None where it has none.
     """
 
     def __init__(
@@ -43,13 +48,15 @@ class Program:
         state: TrainState,
         schedules: Mapping[str, Schedule],
         settings: Settings,
+        outputs: Outputs | None = None,
     ) -> None:
         self.strategy = strategy
+        self.outputs = replace(outputs, function=staged(outputs.function)) if outputs else None
         self.model = model
         self.state = state
         self.schedules = schedules
         self.settings = settings
-        self.frozen = FrozenLayers(model, state.variables)
+        self.frozen = FrozenLayers(state.variables)
         self.replicas = strategy.num_replicas_in_sync
         with tf.device("CPU:0"):
             # Set from outside while a call runs: the loop ends after the step in hand.
@@ -57,6 +64,7 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
+        self.gradient_norms = GradientNorms([o.group for o in state.optimizers])
         self.gradient_half = Gradients(
             staged(module.loss),
             staged(module.preprocess) if module.preprocess else None,
@@ -71,15 +79,14 @@ class Program:
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         """The compiled loop of one phase: `(chunk, n) -> steps done`, n an int32 scalar tensor.
 
-        Less than n steps are done when `stop` was set or a step halted. Layers all of whose
-        variables are frozen in this phase run as `trainable=False` from now on.
+        Less than n steps are done when `stop` was set or a step halted. Layers that are frozen in this
+        phase run as `trainable=False` from now on.
         """
-        self.frozen.enter(phase.names)
-        active = self._active(phase)
+        self.frozen.enter(phase.names, phase.still)
         halts = self.settings.on_nonfinite == "halt"
 
         def step(i: tf.Tensor, _: tf.Tensor, chunk: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            return i + 1, self._step(phase, active, feed, feed.draw(chunk, i))
+            return i + 1, self._step(phase, feed, feed.draw(chunk, i))
 
         # AutoGraph is for the user's functions alone: it would take seconds over ours at every start.
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
@@ -95,51 +102,65 @@ class Program:
 
         return train
 
-    def evaluator(self, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
-        """The compiled evaluation: `(chunk, n) -> window` float64 of n batches together."""
+    def evaluator(
+        self, feed: Feed, active: frozenset[str] | None = None
+    ) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
+        """The compiled evaluation: `(chunk, n) -> (window float64, {output: [n, batch, ...]})` of n batches.
 
-        trained = [v for v in self.state.variables if v.trainable]
-        half = self.gradient_half
+        The second is empty where the model module has no `outputs`.
 
-        def one(drawn: Any) -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            replica = context.replica_id_in_sync_group
-            batch = dict(feed.take(drawn, replica, self.replicas))
-            mask = batch.pop(MASK)
-            batch = half.preprocess(batch, False, tf.zeros([2], tf.int32))
-            with keras.StatelessScope(collect_losses=True) as scope:
-                losses, metrics = half.loss(batch, False)
-            # Such a loss is a batch's; it counts for each of the examples that are real.
-            own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(trained))
-            sums = half.sums(losses, metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
-            return tf.concat([sums, [tf.cast(self.stop, sums.dtype)]], 0)
+        What is random in it starts from the seed and the position of the first example of a replica's
+        share: no two batches repeat, and another batch size draws others.
+
+        Args:
+          feed: an evaluation feed.
+          active: names of the weights that train at this step: the regularisers of others count for
+            nothing, as in training. None for all that the model does not declare frozen.
+        """
+        forward = Forward(self.gradient_half, feed, active, self.outputs)
+        rows = Rows(self.strategy, self.outputs.specs if self.outputs else {})
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
-        def evaluate(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            def batch(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                sums = self.strategy.run(one, args=(feed.draw(chunk, i),))
-                return i + 1, total + tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+        def evaluate(chunk: Any, n: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+            def batch(i: tf.Tensor, total: tf.Tensor, kept: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+                sums, given, before = self.strategy.run(forward.share, args=(feed.draw(chunk, i), i))
+                self.apply_half.assign(before)
+                total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
+                return i + 1, total, rows.write(kept, i, given)
 
             zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
-            start = (tf.constant(0), zero)
-            _, total = tf.while_loop(lambda i, total: tf.logical_and(total[-1] <= 0, i < n), batch, start)
+            start = (tf.constant(0), zero, rows.start(n))
+            more = lambda i, total, _: tf.logical_and(total[-1] <= 0, i < n)  # noqa: E731
+            _, total, kept = tf.while_loop(more, batch, start)
             self.stopped.assign(total[-1] > 0)
-            return total[:-1]
+            return total[:-1], rows.stack(kept)
 
         return evaluate
+
+    def pass_over(self) -> None:
+        """Counts the next step as one that was not finite and changed nothing; computes nothing of it."""
+        nothing = StepResult([], tf.zeros([]), {}, {}, tf.constant(False), tf.constant(False))
+        tf.function(lambda: self.apply_half.skip(nothing), autograph=False)()
+
+    @property
+    def evaluated_otherwise(self) -> frozenset[str]:
+        """Names of the weights that make a difference in evaluation by whether they train."""
+        own = (v for v in self.state.variables if v.trainable and v.keras is not None)
+        return frozenset(v.name for v in own if v.assigned or getattr(v.keras, "regularizer", None))
 
     def gradients(self, phase: Phase, feed: Feed) -> Callable[[Any], tuple[dict[str, Any], tf.Tensor]]:
         """`chunk -> ({variable: gradient}, window)` of the chunk's first step, applied to nothing.
 
         The gradients are summed over the replicas and neither clipped nor unscaled.
         """
-        active = self._active(phase)
+        self.frozen.enter(phase.names, phase.still)
+        active = self.gradient_half.active(phase)
 
         @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
             drawn = feed.draw(chunk, tf.constant(0))
             parts = self.strategy.run(
-                lambda d: tuple(self.gradient_half.reduced(active, feed, d)), args=(drawn,)
+                lambda d: tuple(self.gradient_half.reduced(phase, feed, d)), args=(drawn,)
             )
             result = StepResult(*parts)
             self.apply_half.assign(result.before)
@@ -149,17 +170,23 @@ class Program:
 
         return compute
 
-    def _active(self, phase: Phase) -> list[ModelVariable]:
-        return [v for v in self.state.variables if v.name in phase.names]
-
-    def _step(self, phase: Phase, active: Sequence[ModelVariable], feed: Feed, drawn: Any) -> tf.Tensor:
+    def _step(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
         """One step; returns whether the loop is to stop after it."""
-        parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(active, feed, d)), args=(drawn,))
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
+        names = [v.name for v in self.gradient_half.active(phase)]
+        self.gradient_norms.see(phase, dict(zip(names, (local(g)[0] for g in result.gradients), strict=True)))
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
-            tf.cond(local(result.finite)[0], apply, lambda: self.apply_half.skip(result))
+            # An assertion of the user's own has no output: nothing is to be written before it has held.
+            finite = local(result.finite)[0]
+            if checks := for_effect(graph.get_operations()[before:]):
+                with tf.control_dependencies(checks):
+                    finite = tf.identity(finite)
+            tf.cond(finite, apply, lambda: self.apply_half.skip(result))
         else:
             self.apply_half.apply(phase, result)
         return local(result.stopping)[0]

@@ -66,13 +66,13 @@ class Updates:
     halted: tf.Variable
 
     def apply(self, phase: Phase, result: StepResult) -> None:
-        """Optimizers, the model's own state, averages, counters."""
+        """What the forward pass wrote, then the optimizers, the averages and the counters."""
         state, update = self.state, self.strategy.extended.update
         active = [v for v in state.variables if v.name in phase.names]
         gradients = {v.name: g for v, g in zip(active, result.gradients, strict=True)}
         step = state.step.read_value()
+        self.assign(result.updates)  # first: a weight moves from the value that its layer gave it
         move(self.strategy, state.optimizers, self.schedules, phase, gradients, step)
-        self.assign(result.updates)
         for v in state.variables:
             if v.name in state.averages:
                 update(state.averages[v.name], self._average, args=(v.value,), group=False)

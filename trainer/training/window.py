@@ -51,6 +51,12 @@ def examples(window: np.ndarray) -> int:
     return int(window[1])
 
 
+def weightless(window: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Names of the metrics to which no example of the window gave a weight: they have no mean."""
+    weights = np.asarray(window).reshape(-1, 2)[1:, 1]
+    return [name for name, weight in zip(names, weights, strict=True) if weight == 0]
+
+
 def means(window: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """`{"loss": mean, metric: mean}`; NaN where the weight is 0."""
     pairs = np.asarray(window).reshape(-1, 2)

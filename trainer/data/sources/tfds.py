@@ -12,18 +12,19 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from trainer.data.fingerprints import fingerprint
+from trainer.data.shards import Shards
 from trainer.data.sources.tfds_builders import find_builder
-from trainer.errors import UserError, listing
+from trainer.data.sources.tfds_records import RecordFiles, batch_decoded
+from trainer.errors import UserError, blame, listing, message_of
 
-BLOCK_BYTES = 128 << 20  # undecoded records that are shuffled at a time
-READ_AT_ONCE = 16  # files that are read side by side in training
 PATIENCE = 15.0  # seconds that a server has to answer before the data count as out of reach
 
 
@@ -42,6 +43,7 @@ class TfdsSource:
     builder: tfds.core.DatasetBuilder
     manual_dir: str = ""
     notes: tuple[str, ...] = ()
+    in_memory: ClassVar[bool] = False
 
     @property
     def full_name(self) -> str:
@@ -72,29 +74,58 @@ class TfdsSource:
         """As TFDS has it."""
         return self.features.get_tensor_spec()
 
-    def check(self) -> None:
-        """Refuses files of another format than tfrecord."""
+    def elements(self, split: str) -> "np.ndarray | Shards":
+        """Numbers of records out of array_record files; a way through tfrecord files.
+
+        Raises:
+          UserError: they were prepared in another format.
+        """
         form = self.builder.info.file_format.value
+        files = self.builder.info.splits[split].file_instructions
+        if form == "array_record":
+            first = self._record_files.firsts
+            return np.concatenate(
+                [
+                    first[str(f.filename)] + np.arange(f.skip, f.skip + _taken(f), dtype=np.int64)
+                    for f in files
+                ]
+            )
         if form != "tfrecord":
             raise UserError(
                 f"--dataset={self.name}: prepared as {form} in {self.builder.data_dir}, and only "
-                "tfrecord is read; prepare it anew with another --data_dir."
+                "tfrecord and array_record are read; prepare it anew with another --data_dir."
             )
-
-    def ordered(self, split: str) -> tf.data.Dataset:
-        """Serialized records, in the order of the files."""
-        return _records(_files(self.builder, split), at_once=1)
-
-    def shuffled(self, split: str, seed: int, start: int) -> tf.data.Dataset:
-        """Serialized records from position `start` on; see `_shuffled`."""
-        return _shuffled(self.builder, split, seed, start)
+        info = self.builder.info.splits[split]
+        names, skip, take = zip(*((str(f.filename), f.skip, f.take) for f in files), strict=True)
+        return Shards(names, skip, take, info.num_examples, info.num_bytes)
 
     def example(self, element: tf.Tensor) -> dict[str, Any]:
         """One record, decoded as TFDS does."""
+        if element.dtype == tf.int64:
+            element = self._record_files.read(element[None])[0]
         return self.features.deserialize_example(element)
+
+    def examples(self, elements: tf.Tensor) -> dict[str, Any]:
+        """Records, decoded as TFDS does."""
+        if elements.dtype == tf.int64:
+            elements = self._record_files.read(elements)
+        return batch_decoded(self.features, elements, self.spec())
 
     def arrays(self, split: str) -> None:
         """None: they are files."""
+
+    def fingerprint(self) -> str:
+        """Name, version, format, and how many examples each of its files has."""
+        shards = {name: list(info.shard_lengths) for name, info in sorted(self.builder.info.splits.items())}
+        return fingerprint(self.full_name, self.builder.info.file_format.value, shards)
+
+    @functools.cached_property
+    def _record_files(self) -> RecordFiles:
+        splits = self.builder.info.splits
+        lengths = {
+            str(f.filename): f.examples_in_shard for name in splits for f in splits[name].file_instructions
+        }
+        return RecordFiles(lengths)
 
     def prepare(self) -> None:
         """Writes the examples into --data_dir unless they are there; one process at a time.
@@ -122,10 +153,17 @@ class TfdsSource:
             ) from error
         except (OSError, tfds.download.DownloadError, tf.errors.OpError, AssertionError) as error:
             raise UserError(
-                f"--dataset={self.name}: could not be prepared in {self.builder.data_dir}: {error}"
+                f"--dataset={self.name}: could not be prepared in {self.builder.data_dir}: "
+                f"{message_of(error)}"
             ) from error
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a builder of the user's own may raise anything
+            raise UserError(f"--dataset={self.name}: its builder {blame(error)}") from error
         finally:
             random.setstate(state)
+        if not self.sizes():
+            raise UserError(f"--dataset={self.name}: its builder makes no split, so there are no examples.")
 
 
 def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: str = "") -> TfdsSource:
@@ -243,51 +281,6 @@ def _lock(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
         yield
 
 
-# Reading
-
-
-def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, tf.Tensor]:
-    """The files of a split, or of a part of one, and which records of each: skip, then take."""
-    files = builder.info.splits[split].file_instructions
-    return {
-        "name": tf.constant([str(file.filename) for file in files]),
-        "skip": tf.constant([file.skip for file in files], tf.int64),
-        "take": tf.constant([file.take for file in files], tf.int64),
-    }
-
-
-def _records(files: dict[str, tf.Tensor], at_once: int) -> tf.data.Dataset:
-    """Undecoded records, `at_once` files side by side."""
-
-    def read(file: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        return tf.data.TFRecordDataset(file["name"]).skip(file["skip"]).take(file["take"])
-
-    return tf.data.Dataset.from_tensor_slices(files).interleave(
-        read, at_once, block_length=16, num_parallel_calls=at_once, deterministic=True
-    )
-
-
-def _shuffled(builder: tfds.core.DatasetBuilder, split: str, seed: int, start: int) -> tf.data.Dataset:
-    """Undecoded records from position `start` on, epoch after epoch, each shuffled anew.
-
-    An epoch shuffles the files, reads some side by side, and shuffles block after block of their
-    records. Only stateless random numbers keyed by (seed, epoch, block): `Dataset.shuffle` would
-    depend on TensorFlow's global seed too.
-    """
-    info = builder.info.splits[split]
-    files, size = _files(builder, split), info.num_examples
-    at_once = min(READ_AT_ONCE, len(files["name"]))
-    block = min(size, max(1024, BLOCK_BYTES * size // max(info.num_bytes, 1)))
-
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        key = tf.stack([tf.constant(seed, tf.int64), number])
-        shuffle = functools.partial(tf.random.experimental.stateless_shuffle, alg="philox")
-        chosen = shuffle(tf.range(len(files["name"])), key)
-        some = _records({name: tf.gather(v, chosen) for name, v in files.items()}, at_once)
-        blocks = some.batch(block).enumerate(start=1)
-        fold = tf.random.experimental.stateless_fold_in
-        return blocks.map(lambda i, b: shuffle(b, fold(key, i))).prefetch(1).unbatch()
-
-    first, offset = divmod(start, size)
-    epochs = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
-    return epochs.flat_map(epoch).skip(offset)
+def _taken(file: Any) -> int:
+    """How many records of a file a split has."""
+    return file.examples_in_shard - file.skip if file.take < 0 else file.take

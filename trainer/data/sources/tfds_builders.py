@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from trainer import bundled
-from trainer.errors import UserError, near
+from trainer.errors import UserError, blame, message_of, near
 
 LOCAL = bundled.folder("datasets")
 
@@ -46,9 +46,20 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", reason)[:400]
+        reason = re.sub(r"Failed to construct dataset .*?}\": | Here are 10 .*", "", message_of(error))[:400]
         raise UserError(f"{flag}={name}: {reason}{_configs(head, rest)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a builder of the user's own may raise anything
+        raise UserError(f"{flag}={name}: its builder {blame(error)}") from error
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` is a set of datasets/ or one that TFDS itself brings, with no argument and no path."""
+    match = re.fullmatch(r"([a-z]\w*)(/[A-Za-z0-9][\w.+-]*)?(:[\d.*]+)?", name, re.ASCII)
+    if match is None:
+        return False
+    return match[1] in _local_names() or match[1] in tfds.list_builders(with_community_datasets=False)
 
 
 def _configs(head: str, rest: str) -> str:
@@ -100,3 +111,13 @@ def _from_dotted(path: str, flag: str) -> type[tfds.core.DatasetBuilder]:
     if not (inspect.isclass(found) and issubclass(found, kind)):
         raise UserError(f"{flag}: not a TFDS builder class, nor a module with exactly one.")
     return found
+
+
+def is_set(name: str) -> bool:
+    """Whether a name is one of TFDS or of a builder in datasets/, whatever config or version it asks for."""
+    return re.split(r"[/:]", name, maxsplit=1)[0] in set_names()
+
+
+def set_names() -> list[str]:
+    """Names of datasets/ and of TFDS."""
+    return [*_local_names(), *tfds.list_builders(with_community_datasets=False)]

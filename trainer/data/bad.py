@@ -1,0 +1,82 @@
+"""Values that no model can mean: NaN, infinities, labels that say "missing"; found, named, or left out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import UserError, listing
+
+AT_ONCE = 1 << 22  # numbers that are looked at together
+WAYS = ("refuse", "skip", "keep")
+
+
+def bad_rows(name: str, array: Any) -> np.ndarray:
+    """Examples of one feature that cannot be used: their numbers, int64, in order.
+
+    A float must be finite. An integer feature called `label` must not be -1, which says that the label is
+    missing, where its other values count classes from 0.
+
+    Args:
+      name: of the feature.
+      array: [examples, ...], or one after the other with `lengths`.
+    """
+    lengths = getattr(array, "lengths", None)
+    values = array.values if lengths is not None else array
+    if not isinstance(values, np.ndarray) or not len(values):
+        return np.empty(0, np.int64)
+    if values.dtype.kind == "f":
+        rows = _not_finite(values)
+    elif name == "label" and values.dtype.kind == "i" and values.ndim == 1 and lengths is None:
+        negative = values < 0
+        missing = negative.any() and values.min() == -1 and (values == 0).any()
+        rows = np.flatnonzero(negative) if missing or (values == -1).all() else np.empty(0, np.int64)
+    else:
+        return np.empty(0, np.int64)
+    if lengths is None:
+        return rows
+    return np.unique(np.searchsorted(np.cumsum(lengths), rows, "right"))
+
+
+def refuse_bad(arrays: Mapping[str, Any], source: str, split: str, way: str) -> None:
+    """Refuses arrays with an example that cannot be used, unless `way` is `keep`.
+
+    Raises:
+      UserError: names the split, the examples, the feature and the value.
+    """
+    if way == "keep":
+        return
+    for name, array in arrays.items():
+        rows = bad_rows(name, array)
+        if len(rows):
+            what = "the label is missing (-1)" if name == "label" else "not finite"
+            value = array[rows[0]] if isinstance(array, np.ndarray) and array.ndim == 1 else what
+            raise UserError(
+                f"--dataset={source}: split {split}, example {listing(map(str, rows.tolist()), 5)} (of "
+                f"{len(array)}, counted from 0), feature {name}: {value}"
+                f"{'' if value == what else f' ({what})'}. Mend the data, or give --bad_examples=skip to "
+                "leave "
+                "such examples out, where the data are arrays or a table, or --bad_examples=keep to train "
+                "on them."
+            )
+
+
+def without(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays without these examples."""
+    size = len(next(iter(arrays.values())))
+    kept = np.ones(size, bool)
+    kept[rows] = False
+    return {name: array[kept] for name, array in arrays.items()}
+
+
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    """Rows of `values` with a NaN or an infinity."""
+    size = max(1, int(np.prod(values.shape[1:])))
+    step, found = max(1, AT_ONCE // size), []
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        # A sum is finite where all is, but for overflow: then the slow look decides.
+        if not np.isfinite(part.sum(dtype=np.float64)):
+            fine = np.isfinite(part).reshape(len(part), -1).all(1)
+            found.append(start + np.flatnonzero(~fine))
+    return np.concatenate(found) if found else np.empty(0, np.int64)

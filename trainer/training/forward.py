@@ -1,0 +1,82 @@
+"""A replica's share of one batch of an evaluation."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from trainer.data.feed import MASK, Feed
+from trainer.model.outputs import Outputs
+from trainer.model.scope import Scope
+from trainer.training.gradients import Gradients, regularization
+
+
+class _Pass(NamedTuple):
+    """What one forward pass gives: losses, metrics, whether the model adds losses of its own, the sum of
+    these and of regularisers, and the outputs of each row.
+    """
+
+    losses: tf.Tensor
+    metrics: Any
+    added: bool
+    own: Any
+    outputs: dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward pass of an evaluation, in replica context.
+
+    Attributes:
+      half: whose loss and preprocess are evaluated.
+      feed: an evaluation feed.
+      active: names of the weights whose regularisers count; None for all that can train.
+      outputs: of the model module; None where it has none.
+    """
+
+    half: Gradients
+    feed: Feed
+    active: frozenset[str] | None
+    outputs: Outputs | None = None
+
+    def share(
+        self, drawn: Any, step: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """(the window of the share and whether to stop, its outputs, what plain variables held before).
+
+        Args:
+          drawn: the whole batch.
+          step: its number, int32 scalar.
+        """
+        half, replica = self.half, tf.distribute.get_replica_context().replica_id_in_sync_group
+        before = half.plain()
+        size = self.feed.batch // half.replicas
+        first = tf.cast(step, tf.int64) * self.feed.batch + tf.cast(replica, tf.int64) * size
+        key = tf.random.experimental.stateless_fold_in([half.settings.seed, 1], first)
+        share = dict(self.feed.take(drawn, replica, half.replicas))
+        mask = share.pop(MASK)
+        found = self._pass(share, key, size)
+        own, losses = found.own, found.losses
+        if found.added and self.feed.examples % self.feed.batch:
+            own = self._of_real_rows(share, key, mask, own)
+        # Such a loss is a batch's; it counts for each of the examples that are real.
+        window = half.sums(losses, found.metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
+        return tf.concat([window, [tf.cast(half.stop, window.dtype)]], 0), found.outputs, before
+
+    def _pass(self, share: Any, key: tf.Tensor, rows: int | None) -> _Pass:
+        variables = self.half.state.variables
+        can = [v for v in variables if v.trainable and (self.active is None or v.name in self.active)]
+        batch = self.half.preprocess(share, False, key)
+        with Scope(variables, key, frozenset(v.name for v in can)) as scope:
+            losses, metrics = self.half.loss(batch, False, rows)
+            own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(can))
+            added = bool(scope.losses)
+            given = self.outputs.rows(self.half.model, batch) if self.outputs else {}
+        return _Pass(losses, metrics, added, own, given)
+
+    def _of_real_rows(self, share: Any, key: tf.Tensor, mask: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
+        """What the model adds over the rows that count, which stand first: padding is no part of a batch."""
+        count = tf.cast(tf.reduce_sum(mask), tf.int32)
+        whole = (count == 0) | (count == tf.size(mask))
+        few = lambda: tf.nest.map_structure(lambda x: x[:count], share)  # noqa: E731
+        return tf.cond(whole, lambda: own, lambda: self._pass(few(), key, None).own)
