@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from trainer.report.reporter import STOP
     from trainer.restore.weights import inspect_weights, restore_weights
     from trainer.run.api import Run
-    from trainer.training.loop import Result
     from trainer.training.parameter_groups import ParameterGroups, parameter_groups
+    from trainer.training.result import Result
 
 _PUBLIC = {
     "Arrays": "trainer.data.sources.arrays",
     "ModelModule": "trainer.model.module",
     "ParameterGroups": "trainer.training.parameter_groups",
     "Plan": "trainer.groups.plan",
-    "Result": "trainer.training.loop",
+    "Result": "trainer.training.result",
     "Run": "trainer.run.api",
     "STOP": "trainer.report.reporter",
     "UserError": "trainer.errors",

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Protocol
 
 from trainer.errors import UserError, near
-from trainer.flags import conditions, criteria, layer_decay
+from trainer.flags import conditions, criteria, effect, layer_decay
 from trainer.flags.span import span
 from trainer.flags.texts import check_text
 
@@ -23,36 +23,6 @@ MODES = (
     "verify_distribution",
     "lr_find",
     "report",
-)
-
-# Flags that only these modes heed.
-_MODES_OF = {
-    "plan_out": ("plan",),
-    "propose_out": ("inspect",),
-    "full": ("plan",),
-    "export_to": ("export",),
-    "export_format": ("export",),
-    "predict_to": ("predict",),
-    "checkpoint": ("evaluate", "export", "predict"),
-    "weights": ("evaluate", "export", "predict"),
-    "verify_steps": ("verify_resume", "verify_distribution"),
-    "accept_plan_change": ("train", "plan"),
-    "report_to": ("train", "report", "lr_find"),
-    "runs": ("report",),
-    "histograms": ("train",),
-    "profile": ("train",),
-    "show_groups": ("train",),
-}
-_INIT_RULES = ("init_only", "init_skip", "init_rename", "init_cast", "init_adapt", "init_layout")
-# Flags that nothing heeds without another one: (flag, the other, what the other must not be, what to do).
-_OF_NO_USE = (
-    *((name, "init_from", "", "Give --init_from=PATH") for name in (*_INIT_RULES, "init_weights")),
-    ("propose_out", "model", "", "Give the --model that the file is to fit"),
-    ("histograms", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
-    ("profile", "workdir", "", "Give --workdir=DIR, where TensorBoard looks"),
-    ("keep_best", "eval_split", "none", "Name an --eval_split to find the best by"),
-    ("eval_every", "eval_split", "none", "Name an --eval_split"),
-    ("stop_when", "eval_split", "none", "Name an --eval_split to judge by"),
 )
 
 # {topic of --help: an example}, in the order of the fields below.
@@ -247,7 +217,7 @@ class Config:
             ("verify_steps", 2, 1000),
         )
         span(self.profile, "--profile")
-        self._check_use()
+        effect.check(vars(self), self.given(), MODES)
         criteria.split(self.keep_best)
         conditions.parse(self.stop_when)
         for name, least, most in bounds:
@@ -258,36 +228,6 @@ class Config:
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema={self.ema}: must lie between 0 and 1, such as 0.999.")
         layer_decay.parse(str(self.layer_decay))
-
-    def _check_use(self) -> None:
-        """Refuses a flag that the mode or the other flags leave without effect."""
-        given = self.given()
-        for name in given:
-            modes = _MODES_OF.get(name, MODES)
-            if self.mode not in modes:
-                raise UserError(
-                    f"{self._shown(name)}: has no effect with --mode={self.mode}, only with "
-                    f"--mode={' or --mode='.join(modes)}. Remove it."
-                )
-            if self.mode == "inspect" and not self.model and name in _INIT_RULES:
-                raise UserError(
-                    f"{self._shown(name)}: --mode=inspect tries it on a model. Give --model, or remove it."
-                )
-        for name, other, nothing, what_to_do in _OF_NO_USE:
-            if name in given and getattr(self, other) == nothing:
-                lacking = f"with --{other}={nothing}" if nothing else f"without --{other}"
-                raise UserError(f"{self._shown(name)}: has no effect {lacking}. {what_to_do}, or remove it.")
-        if self.precision == "mixed_float16" and self.on_nonfinite == "off":
-            raise UserError(
-                "--on_nonfinite=off: --precision=mixed_float16 must find every overflow to set its loss "
-                "scale. Give --on_nonfinite=skip or halt."
-            )
-
-    def _shown(self, name: str) -> str:
-        """The flag `name` as one writes it; of one that repeats, the first."""
-        value = getattr(self, name)
-        value = value[0] if isinstance(value, list) else value
-        return f"--{name}" if value is True else f"--{name}={value}"
 
 
 def defaults() -> dict[str, Any]:

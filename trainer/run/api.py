@@ -29,8 +29,8 @@ from trainer.run.workdir import Workdir
 from trainer.signals import stopping
 from trainer.training.evaluation import evaluate
 from trainer.training.failures import explained
-from trainer.training.loop import Result
 from trainer.training.program import Program
+from trainer.training.result import Result
 
 P = ParamSpec("P")
 S = TypeVar("S")

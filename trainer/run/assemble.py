@@ -12,7 +12,6 @@ from trainer.errors import UserError
 from trainer.flags import criteria, layer_decay
 from trainer.flags.config import Config
 from trainer.flags.criteria import Criterion
-from trainer.flags.durations import Clock, parse_duration
 from trainer.groups import optimizers, plan
 from trainer.groups.depths import depths
 from trainer.groups.partition import Partition, PerVariable, partition
@@ -20,15 +19,13 @@ from trainer.groups.phases import Events
 from trainer.groups.rules import Owned, Rule, assign, parse_rules, select
 from trainer.model.module import guarded
 from trainer.model.outputs import Outputs
-from trainer.run import build, stopping
+from trainer.run import build, lengths, stopping
 from trainer.run.build import Built, Engine
 from trainer.run.start import match_source
 from trainer.run.stopping import Judge
 from trainer.training.gradients import Settings
 from trainer.training.program import Program
 from trainer.training.state import TrainState
-
-_PERIODS = ("log_every", "eval_every", "save_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +71,9 @@ class Assembled:
     @property
     def events(self) -> Events:
         """At which steps the run logs, evaluates and saves."""
-        log, evaluate, save = (duration(self.config, name, self.parts.clock) for name in _PERIODS)
+        log, evaluate, save = (
+            lengths.duration(self.config, name, self.parts.clock) for name in lengths.PERIODS
+        )
         return Events(log, evaluate, save, self.total)
 
     def plan(self, start_of: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -178,7 +177,7 @@ def assemble(
     """
     build.check_dataset(config)
     rules = parse_rules(config.group)
-    _check_durations(config)
+    lengths.check(config)
     built = build.build_model(config, on)
     owned = _owned(rules, built)
     trained = [v for rule, own in owned if rule.optimizer for v in own]
@@ -189,10 +188,10 @@ def assemble(
     outputs = build.check_outputs(config, built, split, metrics)
     criterion = _criterion(config, built, metrics, outputs)
     judge = stopping.judge(config.stop_when, *evaluated(metrics, outputs), built.module.better)
-    clock = _clock(config, built, split, only_plan)
+    clock = lengths.clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
-        for name in _PERIODS:
-            duration(config, name, clock)
+        for name in lengths.PERIODS:
+            lengths.duration(config, name, clock)
     factor, deep = _depths(config, built)
     per_variable = PerVariable({name: factor**depth for name, depth in deep.items()}, no_decay, deep)
     judge.total = clock.total or 0
@@ -220,14 +219,6 @@ def evaluation_program(
         state = TrainState(built.variables, (), metrics, ema=False, loss_scale=False)
     settings = Settings(batch=config.batch_size, seed=config.seed)
     return Program(built.strategy, built.module, built.model, state, {}, settings, outputs)
-
-
-def duration(config: Config, name: str, clock: Clock) -> int:
-    """Steps of the duration in flag `name`."""
-    steps = clock.steps(parse_duration(getattr(config, name), f"--{name}"), f"--{name}")
-    if steps < 1:
-        raise UserError(f"--{name}={getattr(config, name)}: must be at least one step.")
-    return steps
 
 
 def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
@@ -262,34 +253,6 @@ def evaluated(metrics: Sequence[str], outputs: Outputs | None) -> tuple[tuple[st
     """Names of the numbers that an evaluation yields, and whether there can be no others."""
     own = outputs.names if outputs else ()
     return ("loss", *metrics, *(own or ())), own is not None
-
-
-def _clock(config: Config, built: Built, split: Split, only_plan: bool) -> Clock:
-    """Examples per epoch and steps of the run; prepares a data set of unknown size unless `only_plan`."""
-    if not only_plan and split.size() is None:
-        split.source.prepare()
-    examples = split.size()
-    if others := build.evaluation_split(config, built, split.source):
-        others.size()
-    batch = config.batch_size * config.accumulate
-    length = parse_duration(str(config.train_for), "--train_for")
-    if examples is None and length.unit == "epochs":
-        raise UserError(
-            f"--train_for={config.train_for}: how many examples an epoch of {split.source.name} has is known "
-            "once it is prepared. Run --mode=train once, give --manual_dir, or give the length in steps."
-        )
-    total = Clock(examples, batch, None).steps(length, "--train_for")
-    if total < 1:
-        raise UserError(f"--train_for={config.train_for}: is no step at all.")
-    return Clock(examples, batch, total)
-
-
-def _check_durations(config: Config) -> None:
-    """Refuses a duration that cannot be read before anything is built."""
-    if not config.train_for:
-        raise UserError("--train_for: not given. Say how long, such as 3epochs or 500steps.")
-    for name in ("train_for", *_PERIODS):
-        parse_duration(getattr(config, name), f"--{name}")
 
 
 def _depths(config: Config, built: Built) -> tuple[float, dict[str, int]]:

@@ -16,7 +16,7 @@ from trainer.report.reporter import Reporter
 from trainer.report.summaries import markdown_table
 from trainer.restore import receipt
 from trainer.run.workdir import Workdir
-from trainer.training.loop import Result
+from trainer.training.result import Result
 
 
 def describe(

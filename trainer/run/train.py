@@ -27,9 +27,10 @@ from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
 from trainer.signals import Stop
 from trainer.training.evaluation import evaluator
-from trainer.training.loop import Loop, Result
+from trainer.training.loop import Loop
 from trainer.training.profile import Profile
 from trainer.training.program import Program
+from trainer.training.result import Result
 
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as a manifest has them
 
