@@ -10,11 +10,11 @@ mnist: $(VENV)/run.stamp
 	$(RUN) run.py --flagfile=mnist.flags $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest --ignore=tests/slow --numprocesses=2 --dist=loadfile $(ARGS)
+	$(RUN) -m pytest -m 'not slow' --numprocesses=2 --dist=loadfile $(ARGS)
 
-# What takes longer than a minute a file.
+# The tests that are marked slow: whole runs, many replicas, many seeds.
 test-slow: $(VENV)/dev.stamp
-	$(RUN) -m pytest tests/slow --numprocesses=2 --dist=loadfile $(ARGS)
+	$(RUN) -m pytest -m slow --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
