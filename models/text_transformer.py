@@ -55,7 +55,7 @@ class Mean(keras.layers.Layer):
     """x [B, L, D] to its mean [B, D] over the places of words."""
 
     def call(self, x: Any, real: Any) -> Any:
-        """`there` [B, L] says where words are."""
+        """`real` [B, L] says where words are."""
         weight = keras.ops.cast(real, x.dtype)[..., None]
         return keras.ops.sum(x * weight, 1) / keras.ops.maximum(keras.ops.sum(weight, 1), 1)
 
@@ -69,7 +69,7 @@ class Block(keras.layers.Layer):
         super().__init__(**options)
         self.heads, self.rate, self.causal = heads, dropout, causal
 
-    def build(self, x_shape: Any, there_shape: Any = None) -> None:
+    def build(self, x_shape: Any, real_shape: Any = None) -> None:
         """Makes the layers."""
         width, layers = x_shape[-1], keras.layers
         self.norm1 = layers.LayerNormalization()
@@ -88,7 +88,7 @@ class Block(keras.layers.Layer):
         self.attention.build(x_shape, x_shape)
 
     def call(self, x: Any, real: Any = None, training: Any = None) -> Any:
-        """x [B, L, D] to [B, L, D]; `there` [B, L] says which places may be looked at."""
+        """x [B, L, D] to [B, L, D]; `real` [B, L] says which places may be looked at."""
         mask = None if real is None else real[:, None, :]
         normed = self.norm1(x)
         found = self.attention(

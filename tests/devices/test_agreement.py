@@ -127,7 +127,7 @@ def test_only_the_first_worker_says_and_writes_anything(reference):
     names = sorted(path.name for path in workdir.iterdir())
     assert names == [
         *(".lock", "checkpoints", "environment.json", "evaluation.npz", "flags.txt", "metrics.jsonl"),
-        *("plan.json", "report.html", "run.json", "tensorboard"),
+        *("plan.json", "report.html", "tensorboard"),
     ]
     assert len(list((workdir / "tensorboard" / "train").iterdir())) == 1
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [

@@ -163,24 +163,9 @@ def _start(begun: _Begun) -> tuple[Program, dict[str, str]]:
 
 def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: float) -> Result:
     made, reporter, workdir = begun.made, begun.reporter, begun.workdir
-    examples = made.evaluation_feed()
-    weights = ("raw", "ema") if made.config.ema is not None else ("raw",)
     plan = made.plan(sources)
     saved = saving.Checkpoints(workdir.checkpoints, program, made, reporter, plan) if workdir else None
-    loop = Loop(
-        program,
-        made.parts.phases,
-        dataclasses.replace(made.events, marks=begun.profile.marks),
-        made.training_feed(),
-        reporter,
-        evaluator(examples, program, reporter, weights) if examples else None,
-        _save(begun, saved),
-        evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
-        save_evaluated=bool(made.config.keep_best),
-        judge=lambda numbers: made.judge.judge(numbers, program.strategy),
-        profile=begun.profile,
-        histograms=made.config.histograms,
-    )
+    loop = _loop(begun, program, saved)
     # From here on no refusal is left, and the files of the run may change.
     start = begun.resumed.entry.step if begun.resumed else 0
     reporter.trim(start, evaluated=not loop.evaluate_first)
@@ -206,6 +191,26 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         next_rows = ending.where_next(made.config, workdir, result, report)
         reporter.screen.table("Next", ("what", "where or how"), next_rows)
     return result
+
+
+def _loop(begun: _Begun, program: Program, saved: saving.Checkpoints | None) -> Loop:
+    made, reporter = begun.made, begun.reporter
+    examples = made.evaluation_feed()
+    weights = ("raw", "ema") if made.config.ema is not None else ("raw",)
+    return Loop(
+        program,
+        made.parts.phases,
+        dataclasses.replace(made.events, marks=begun.profile.marks),
+        made.training_feed(),
+        reporter,
+        evaluator(examples, program, reporter, weights) if examples else None,
+        _save(begun, saved),
+        evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
+        save_evaluated=bool(made.config.keep_best),
+        judge=lambda numbers: made.judge.judge(numbers, program.strategy),
+        profile=begun.profile,
+        histograms=made.config.histograms,
+    )
 
 
 def _profiled(made: Assembled) -> tuple[int, int] | None:
