@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -14,6 +15,19 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`slow(but=N)`: the first N cases of a test are not slow."""
+    seen: Counter[tuple[Path, str]] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        if mark and mark.kwargs:
+            case = item.path, getattr(item, "originalname", item.name)
+            seen[case] += 1
+            if seen[case] <= mark.kwargs["but"]:
+                item.own_markers.remove(mark)
 
 
 @pytest.fixture(autouse=True)

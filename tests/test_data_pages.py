@@ -46,6 +46,7 @@ def test_the_page_has_each_kind():
         assert part in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS[1:])
 def test_commands_of_the_page(command, folder, monkeypatch):
     monkeypatch.chdir(folder)
@@ -93,6 +94,7 @@ def parts(shown, kind):
     return {"build": shown["build_with_layers"], "loss": plain_loss}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flips", "mixup", "layers"])
 def test_augmentations_are_repeated_after_a_restart(shown, kind):
     random = np.random.default_rng(0)

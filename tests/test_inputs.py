@@ -82,6 +82,7 @@ def test_too_little_memory_to_import_tensorflow(tmp_path, data_dir):
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_bad_inputs_of_forty_seeds():
     """In a process of its own, as it forks before TensorFlow has started anything."""
     done = subprocess.run(

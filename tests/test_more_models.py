@@ -9,6 +9,8 @@ from tests.support.exercise import BRIEF, exercise
 from tests.support.runs import main, records, state
 from trainer.flags.command_line import parse
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "resnet": "--model=resnet(width=4)",
     "text_transformer": "--model=text_transformer(blocks=1, width=16, heads=2)",

@@ -198,6 +198,7 @@ def trained(strategy=None, **flags):
     return {v.name: v.value.numpy() for v in made.built.variables}, sums
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_same_whatever_the_padding_and_the_replicas():
     expected, sums = trained()
     assert sums[1] == 13  # padding of the last batch counts nothing

@@ -198,6 +198,7 @@ def test_damaged_original_files(tmp_path, monkeypatch):
     assert not dataset.prepared
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MNIST.is_dir(), reason="the original MNIST files are not beside this tree")
 def test_mnist_from_original_files(tmp_path, monkeypatch, capfd):
     network(monkeypatch, requests.ConnectionError())
@@ -244,6 +245,7 @@ def test_nothing_half_prepared_is_used(tmp_path, monkeypatch):
     assert again.prepared and len(load(Split(again, "train"))["label"]) == 1437
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once(tmp_path):
     code = (
         "import random, sys; from trainer.data.source import Split;"

@@ -135,6 +135,7 @@ def test_only_the_first_worker_says_and_writes_anything(reference):
     ]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_a_dead_one_ends_all_and_the_same_command_goes_on(
     data, reference, tmp_path
 ):

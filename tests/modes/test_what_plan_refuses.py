@@ -104,6 +104,7 @@ def test_a_pattern_without_end_among_the_init_rules(tmp_path):
         match(walk(model), source, rules.parse(rename=given["rename"]))
 
 
+@pytest.mark.slow
 def test_a_preprocess_that_draws_from_its_seed_agrees(data, capsys, tmp_path, monkeypatch):
     (tmp_path / "package_of_noise").mkdir()
     (tmp_path / "package_of_noise/net.py").write_text(
@@ -126,6 +127,7 @@ def test_a_preprocess_that_draws_from_its_seed_agrees(data, capsys, tmp_path, mo
     assert "preprocess draws from its seed in evaluation, too" in said and "OK: losses, gradients" in said
 
 
+@pytest.mark.slow
 def test_a_module_that_starts_tensorflow_at_import_can_have_virtual_devices(data, tmp_path):
     (tmp_path / "package_of_adapt").mkdir()
     (tmp_path / "package_of_adapt/net.py").write_text(

@@ -93,6 +93,7 @@ def test_keras_variable_names(shapes, hints, options, names):
     assert keras_names.variables(shapes, hints, options) == names
 
 
+@pytest.mark.slow
 def test_older_keras(tmp_path):
     old = pytest.importorskip("tf_keras", reason="the Keras of TF 2.15 and before is not installed")
     model = randomised(functional(old.layers))

@@ -15,12 +15,14 @@ from trainer.restore.rules import parse
 layers = keras.layers
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("first", range(0, 18, 6))
 def test_positions_as_keras(tmp_path, first):
     outcomes = [o for seed in range(first, first + 6) for o in keras_order.positions(keras, seed, tmp_path)]
     assert {"equal", "refused"} <= set(outcomes)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("first", range(100, 118, 6))
 def test_positions_of_older_keras(tmp_path, first):
     old = pytest.importorskip("tf_keras", reason="the Keras of TF 2.15 and before is not installed")

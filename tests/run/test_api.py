@@ -144,6 +144,7 @@ def test_a_hook_that_fails_is_a_warning():
         assert small(log_every=10).train(on_log=fail).step == 12
 
 
+@pytest.mark.slow
 def test_from_a_thread_and_one_after_another():
     results = {}
 

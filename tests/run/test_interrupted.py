@@ -58,6 +58,7 @@ def test_a_lock_knows_when_its_directory_is_another(tmp_path):
     lock.check()  # without the lock there is nothing to check
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("what", ["moved", "deleted", "replaced"])
 def test_a_directory_that_is_taken_away_ends_the_run_and_nothing_is_written_elsewhere(
     tmp_path, data, monkeypatch, capsys, what
@@ -97,6 +98,7 @@ def test_a_directory_that_is_taken_away_ends_the_run_and_nothing_is_written_else
 # Records that are gone
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("what", ["deleted", "cut", "garbled", "rewritten"])
 def test_records_that_are_gone_are_said_to_be(tmp_path, data, monkeypatch, capsys, what):
     flags = [*SMALL, data, "--train_for=11"]
@@ -122,6 +124,7 @@ def test_records_that_are_gone_are_said_to_be(tmp_path, data, monkeypatch, capsy
     assert newest(tmp_path).step == 11
 
 
+@pytest.mark.slow
 def test_records_that_are_there_are_not_spoken_of(tmp_path, data, monkeypatch, capsys):
     flags = [*SMALL, data, "--train_for=11"]
     for step, saved in ((3, True), (5, False), (8, True)):
@@ -143,6 +146,7 @@ def start(tmp_path, data, *flags, **how):
     return subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, text=True, **how)
 
 
+@pytest.mark.slow
 def test_a_hang_up_saves_as_a_sigterm_does_and_nohup_is_heeded(tmp_path, data):
     process = start(tmp_path, data, stdout=subprocess.PIPE)
     until(tmp_path, 4)
@@ -163,6 +167,7 @@ def test_a_hang_up_saves_as_a_sigterm_does_and_nohup_is_heeded(tmp_path, data):
     assert process.returncode == 143
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_ends_the_run_which_saves(tmp_path, data):
     process = start(tmp_path, data, "--log_every=2", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until(tmp_path, 5)
@@ -175,6 +180,7 @@ def test_a_reader_that_goes_ends_the_run_which_saves(tmp_path, data):
     assert [r["step"] for r in records(tmp_path / "run")] == list(range(2, step + 1, 2))
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_output_ends_the_run_which_saves(tmp_path, data):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
@@ -206,6 +212,7 @@ def test_an_output_that_fails_while_it_trains(tmp_path, data, monkeypatch, capsy
     assert main(tmp_path, *FLAGS, data) == 0 and newest(tmp_path).step == 30
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("what", ["write", "fsync"])
 def test_records_that_cannot_be_written_end_the_run_which_saves(tmp_path, data, monkeypatch, capsys, what):
     whole = tmp_path / "whole"

@@ -57,6 +57,7 @@ def bits(run):
     return {name: v.numpy().tobytes() for name, v in run._live.program.state.named().items()}
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("precision", ["float64", "mixed_float16"])
 def test_every_bit_is_put_back(replicas, precision):
@@ -74,6 +75,7 @@ def test_every_bit_is_put_back(replicas, precision):
         assert [c.numpy().tobytes() for c in copies(v)] == before[name], name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_nothing_had_been():
     one, other = a_run(), a_run()
     np.random.seed(3)

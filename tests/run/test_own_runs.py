@@ -32,6 +32,7 @@ def datasets(files):
     }
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("kind", ["npz", "photos", "records", "items", "tf.data"])
 @pytest.mark.parametrize("way", ["auto", "streaming"])
 def test_a_killed_run_goes_on_to_the_same_bits(kind, way, files, tmp_path, monkeypatch):

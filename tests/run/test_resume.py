@@ -27,6 +27,7 @@ def data(tmp_path_factory):
 EVERYWHERE = [(5, True), (8, True), (9, False), (10, True), (15, False)]
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     "replicas, flags, kills",
     [
@@ -61,6 +62,7 @@ def checkpoint_of(workdir, step):
     return checkpoint.read(entry, list(entry.variables))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [8, 15])
 def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path, monkeypatch, data, whole, at):
     seen = []

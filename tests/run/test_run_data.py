@@ -39,6 +39,7 @@ def loss(model, batch, training):
 """
 
 
+@pytest.mark.slow
 def test_a_model_in_a_folder_of_its_own_is_trained_by_dotted_path(digits, monkeypatch, tmp_path):
     package = re.sub(r"\W", "_", f"mine_{tmp_path.parent.name}")
     (tmp_path / package).mkdir()
@@ -55,6 +56,7 @@ def test_a_model_in_a_folder_of_its_own_is_trained_by_dotted_path(digits, monkey
     assert not np.allclose(weights(tmp_path / "work")["w"], 0.5)
 
 
+@pytest.mark.slow
 def test_the_keras_network_trains(digits, tmp_path):
     status, _, err = main(
         *digits,
@@ -69,6 +71,7 @@ def test_the_keras_network_trains(digits, tmp_path):
     assert {"conv1/kernel", "bn1/moving_mean", "logits/bias"} <= weights(tmp_path / "work").keys()
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_whatever_the_batch_size(digits, tmp_path):
     seen = {}
     for batch in (7, 128, 359, 1000):
@@ -120,6 +123,7 @@ def test_without_a_fallback_it_is_an_error(no_network, tmp_path):
         assert part in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason=f"the original files of MNIST are not in {ORIGINALS}")
 def test_the_originals_are_used(no_network, tmp_path):
     status, out, err = main(
@@ -187,6 +191,7 @@ def test_a_plan_that_would_not_start_exits_with_1(no_reading, data_dir, tmp_path
     assert not plan_out.exists()
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adafactor", "nadam", "lamb", "muon"])
 def test_a_plan_counts_state_as_a_run_makes_it(data_dir, tmp_path, optimizer):
     flags = [

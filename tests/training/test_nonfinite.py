@@ -80,6 +80,7 @@ def float32_again() -> Any:
 
 
 # A NaN in the forward pass, and a loss of 1 with the slope 0 * inf.
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("bad", [("x", np.nan), ("z", 0.0)])
 def test_a_skipped_step_changes_its_counters_only(bad: tuple[str, float], replicas: int) -> None:

@@ -48,6 +48,7 @@ def norm(arrays):
     return float(np.sqrt(sum((a**2).sum() for a in arrays)))
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("flags", [{}, {"clip_norm": 0.05}, {"on_nonfinite": "skip"}, {"accumulate": 2}])
 def test_norms_are_those_of_numpy(replicas, flags):

@@ -45,6 +45,7 @@ def spoken(model: Words, batch: dict[str, tf.Tensor], training: bool) -> tuple[t
     return (model(batch["ids"]) - batch["y"]) ** 2, {}
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5, "on_nonfinite": "skip"}, {"accumulate": 2}])
 def test_sparse_gradients_equal_dense_ones(options: dict[str, Any]) -> None:
     random = np.random.default_rng(1)
@@ -276,6 +277,7 @@ class Recurrent(tf.Module):
         return self.head(self.lstm(y, training=training))
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_recurrent_dropout_and_adapted_statistics(replicas: int) -> None:
     results = []
@@ -299,6 +301,7 @@ def test_recurrent_dropout_and_adapted_statistics(replicas: int) -> None:
     assert results[1] == results[2] != results[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_xla_on_replicas(replicas: int) -> None:
     def build() -> keras.Model:

@@ -54,6 +54,7 @@ def trained(replicas: int, optimizer: str, precision: str, steps: int = 100) -> 
 RUNS = [("adam 1e-3", "float64", 1e-10), ("sgd 0.01", "float64", 1e-10), ("sgd 0.01", "float32", 1e-5)]
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(("optimizer", "precision", "tolerance"), RUNS)
 def test_replicas_do_not_change_the_numbers(optimizer: str, precision: str, tolerance: float) -> None:
     one = trained(1, optimizer, precision)
@@ -211,6 +212,7 @@ class Holder(tf.Module):
         return self.inside(x, training=training)
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("build", [Kept, Holder])
 @pytest.mark.parametrize(("replicas", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_regularisation_is_scaled_once_as_keras_scales_it(build: Any, replicas: int, accumulate: int) -> None:

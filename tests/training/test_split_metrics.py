@@ -100,6 +100,7 @@ def test_the_same_on_two_replicas_and_streaming(one, tmp_path, data, monkeypatch
         assert seen["it"].arrays["confusion_matrix"].tolist() == last(one[0])["arrays"]["confusion_matrix"]
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_same_numbers(one, tmp_path, data):
     model = "--model=tests.support.ranked"
     flags = (model, *FLAGS, "--keep_best=auc", "--stop_when=f1 >= 2", data, f"--workdir={tmp_path / 'run'}")
