@@ -23,6 +23,7 @@ def blocks(page: str) -> str:
     return "\n".join(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["python.md"])
 def test_a_page_runs_word_for_word(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

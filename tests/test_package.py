@@ -70,6 +70,7 @@ def python(site, cwd, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_one_package_with_everything_in_it(site):
     top = {path.name for path in site.iterdir()}
     assert {name for name in top if not name.endswith(".dist-info")} == {"trainer"}
@@ -82,6 +83,7 @@ def test_one_package_with_everything_in_it(site):
     assert (site / "trainer/py.typed").exists() and (site / "trainer/datasets/digits/digits.csv.gz").exists()
 
 
+@pytest.mark.slow
 def test_a_strict_type_checker_passes_a_users_script_which_runs(site, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -98,6 +100,7 @@ def test_a_strict_type_checker_passes_a_users_script_which_runs(site, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_wrong_keyword_is_a_type_error(site, tmp_path):
     script = tmp_path / "script.py"
     script.write_text('import trainer\n\ntrainer.Run(modl="x", batch_size="3")\n')
@@ -110,6 +113,7 @@ def test_a_wrong_keyword_is_a_type_error(site, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_command_is_run_py(site, tmp_path):
     here = python(ROOT, tmp_path, str(ROOT / "run.py"), "--help")
     there = python(site, tmp_path, "-m", "trainer", "--help")
@@ -119,6 +123,7 @@ def test_the_command_is_run_py(site, tmp_path):
     assert "trainer = trainer.__main__:main" in entry.read_text()
 
 
+@pytest.mark.slow
 def test_a_users_own_models_come_first_and_datasets_stays_importable(site, tmp_path):
     (tmp_path / "models").mkdir()
     own = "import keras\nfrom trainer.model.classifier import loss, preprocess\n"

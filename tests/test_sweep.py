@@ -32,6 +32,7 @@ def sweep():
     return module
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_cut_off_goes_on_and_is_compared(sweep, tmp_path, monkeypatch, capsys):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     where = f"--workdir={tmp_path / 'sweep'}"
@@ -61,6 +62,7 @@ def test_a_sweep_that_is_cut_off_goes_on_and_is_compared(sweep, tmp_path, monkey
     assert len(runs) == before
 
 
+@pytest.mark.slow
 def test_a_trial_that_lags_is_pruned(sweep, tmp_path, monkeypatch):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda self: self.number == 1)

@@ -114,6 +114,7 @@ with Lock(work):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost(tmp_path):
     rng = random.Random(1)
     last = 0

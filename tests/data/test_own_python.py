@@ -182,6 +182,7 @@ def test_a_folder_called_datasets_hides_no_package(monkeypatch):
     assert LOCAL.name == "datasets" and not (LOCAL / "__init__.py").exists()
 
 
+@pytest.mark.slow
 def test_python_may_pass_what_a_flag_names(monkeypatch):
     module = types.SimpleNamespace(
         build=lambda: keras.Sequential([keras.Input([3]), keras.layers.Dense(1, name="d")]),

@@ -111,6 +111,7 @@ def assert_close(one, other, steps):
                 assert record[key] == pytest.approx(expected[key], rel=1e-10, abs=0), (key, record)
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_run_of_one_process(data, reference, tmp_path):
     workdir, ends = reference
     assert [status for status, _, _ in ends] == [0, 0], ends
@@ -119,6 +120,7 @@ def test_two_workers_make_the_run_of_one_process(data, reference, tmp_path):
     assert {r["examples"] for r in runs.records(workdir) if r["kind"] == "eval"} == {101}
 
 
+@pytest.mark.slow
 def test_only_the_first_worker_says_and_writes_anything(reference):
     workdir, ends = reference
     (_, out, _), (_, silent, errors) = ends
@@ -164,6 +166,7 @@ def test_a_signal_to_one_stops_all_a_dead_one_ends_all_and_the_same_command_goes
     runs.assert_same(reference[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_streaming_workers_read_disjoint_rows_of_the_same_batches(data, tmp_path):
     flags = runs.last(*FLAGS, data, "--data_residency=streaming", "--accumulate=2", "--train_for=300")
     with two_workers(*flags, f"--workdir={tmp_path / 'two'}") as both:
@@ -173,6 +176,7 @@ def test_streaming_workers_read_disjoint_rows_of_the_same_batches(data, tmp_path
     assert_close(tmp_path / "two", tmp_path / "one", 300)
 
 
+@pytest.mark.slow
 def test_workers_started_with_other_flags_are_refused(data, tmp_path):
     with two_workers(
         *FLAGS, data, own=(["--seed=1", f"--workdir={tmp_path / 'a'}"], [f"--workdir={tmp_path / 'b'}"])
@@ -184,6 +188,7 @@ def test_workers_started_with_other_flags_are_refused(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_example_runs_both_workers(data, tmp_path):
     flags = ["--flagfile=examples/two_workers.flags", "--mode=plan", "--dataset=digits", data]
     command = [sys.executable, "examples/two_workers.py", *flags, f"--plan_out={tmp_path / 'plan.json'}"]

@@ -25,6 +25,7 @@ def records(tmp_path_factory):
     return f"{folder}/records(features='image: png[28,28,1], label: int64')"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["records", "words"])
 def test_streamed(kind, records, tmp_path):
     own = {

@@ -53,6 +53,7 @@ def test_what_is_said_at_the_end_can_be_pasted(tmp_path, capsys):
         assert config.workdir == str(path)
 
 
+@pytest.mark.slow
 def test_several_runs_on_one_page_and_as_a_table(workdir, tmp_path, capsys):
     other = tmp_path / "other"
     assert main(other, *SMALL, "--seed=5", "--report_to=none") == 0
@@ -81,6 +82,7 @@ def test_what_cannot_be_reported_is_refused(workdir, tmp_path, capsys):
     assert "cannot be written" in refused(capsys, f"--workdir={workdir}", f"--report_to={tmp_path / 'dir'}")
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_is_a_warning(tmp_path, capsys, monkeypatch):
     def broken(*_):
         raise ValueError("no such luck")

@@ -64,6 +64,7 @@ def test_a_hook_is_given_every_record(hooks, tmp_path, data):
     assert {r["kind"] for r in given(tmp_path)} == {"train", "eval"}
 
 
+@pytest.mark.slow
 def test_a_hook_may_stop_the_run_which_goes_on_later(hooks, tmp_path, data, capsys):
     flags = [*FLAGS, data, f"--hook={hooks}.stops", f"--hook={hooks}.on_record"]
     assert main(tmp_path / "run", *flags) == 0

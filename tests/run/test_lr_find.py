@@ -91,6 +91,7 @@ def test_a_run_goes_on_as_if_nothing_had_been():
     assert bits(one) == bits(other)
 
 
+@pytest.mark.slow
 def test_before_training_it_costs_no_bit_either():
     one, other = a_run(), a_run()
     other.lr_find(rates=10, batches=1)

@@ -30,6 +30,7 @@ def text(cell):
     return "\n".join(str(part) for part in shown)
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_progress_and_results(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])

@@ -104,6 +104,7 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, data, capsys):
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_on_other_replicas_the_same_batches_and_a_word_on_the_last_bits(tmp_path, monkeypatch, data, capsys):
     # Plain gradient descent in float64, so that only the order of the sums is another.
     flags = [*SMALL, data, "--model=mnist_mlp(hidden=4)", "--precision=float64", "--train_for=12"]
@@ -120,6 +121,7 @@ def test_on_other_replicas_the_same_batches_and_a_word_on_the_last_bits(tmp_path
         np.testing.assert_allclose(two[name], one[name], rtol=1e-12, atol=1e-13, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_leaves_the_evaluation_before_it(tmp_path, data):
     flags = [
         *SMALL,
@@ -158,6 +160,7 @@ def until(tmp_path, count):
         time.sleep(0.01)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_within_a_step_and_saves(tmp_path, data, number, status):
     process = start(tmp_path, "seconds=0.3", data)
