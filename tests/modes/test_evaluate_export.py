@@ -266,6 +266,7 @@ def test_an_export_that_fails_leaves_no_litter(mlp, tmp_path, data, monkeypatch,
 # --mode=verify_resume
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_verify_resume_says_ok(tmp_path, data, capsys, monkeypatch, replicas):
     flags = [*RUN, *(NOISY if replicas == 1 else MLP), data, "--mode=verify_resume", "--verify_steps=4"]

@@ -135,6 +135,7 @@ def test_accepted_state_follows_each_variable_by_name(workdir, data):
     assert "The plan has changed" in said and "- group body: variables" in said
 
 
+@pytest.mark.slow
 def test_accepted_and_killed_again_ends_with_the_same_bits(workdir, tmp_path, data, monkeypatch, capsys):
     flags = [*MODEL, *REGROUPED, *LENGTH, data]
     twice = shutil.copytree(workdir, tmp_path / "twice")
@@ -172,6 +173,7 @@ def test_accepted_another_model_starts_fresh_where_it_differs(workdir, data):
     assert values["step"] == saved["step"] == 6
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     "groups",
     [
@@ -189,6 +191,7 @@ def test_a_longer_run_goes_on_where_the_past_stays(tmp_path, data, monkeypatch, 
     assert_same(tmp_path / "whole", tmp_path / "longer")
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_lengthened(tmp_path, data):
     flags = [*MODEL, *GROUPS, *LENGTH, data]
     assert main(tmp_path / "longer", *flags) == 0
@@ -198,6 +201,7 @@ def test_a_finished_run_can_be_lengthened(tmp_path, data):
     assert all(np.array_equal(values[name], others[name]) for name in values)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     "groups, words",
     [

@@ -186,6 +186,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("case", PROCESSES)
 def test_a_process_says_one_message_and_nothing_else(tmp_path, case):
     arguments, start = PROCESSES[case]

@@ -117,6 +117,7 @@ def test_a_threshold_ends_a_run_that_is_then_finished(whole, tmp_path, data, cap
     assert_same(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on(tmp_path, data):
     flags = [*FLAGS, data, "--stop_when=loss <= 1e9", "--accept_plan_change"]
     assert main(tmp_path, *flags) == 0 and newest(tmp_path).step == 3
@@ -124,6 +125,7 @@ def test_a_longer_run_goes_on(tmp_path, data):
     assert main(tmp_path, *flags, "--train_for=18") == 0 and newest(tmp_path).step == 6
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("at, saved", [(5, True), (6, False), (7, True)])
 def test_a_stall_is_counted_over_a_kill(tmp_path, data, monkeypatch, at, saved):
     """An accuracy that the flag takes for worse as it rises: counted 1 at step 6, 2 at step 9."""
@@ -140,6 +142,7 @@ def test_a_stall_is_counted_over_a_kill(tmp_path, data, monkeypatch, at, saved):
     shutil.rmtree(straight)
 
 
+@pytest.mark.slow
 def test_two_replicas_end_at_the_same_step(tmp_path, data, monkeypatch):
     flags = ["--model=mnist_mlp(hidden=4)", "--dataset=digits", "--train_for=20", "--eval_every=4", data]
     flags += ["--batch_size=20", "--group=.* sgd 0.05", "--precision=float64"]
