@@ -127,6 +127,8 @@ def soak(count: int, first: int, alone: int = 1) -> int:
         for seed in range(first, first + count):
             case, wrong, text = try_one(seed, data_dir, bool(alone))
             kinds[case.kind] = kinds.get(case.kind, 0) + 1
+            if (seed - first) % 100 == 99:
+                print(f"{seed - first + 1} cases, {failed} with something wrong so far", flush=True)
             if wrong:
                 failed += 1
                 print(f"seed {seed}: {case.kind}: {'; '.join(wrong)}\n{case}\n{text[-3000:]}\n", flush=True)

@@ -33,13 +33,25 @@ class Stop:
         for number in self.numbers:
             signal.signal(number, lambda *_: None)
 
+    def watch(self, arriving: socket.socket) -> None:
+        """Acts on each number of a signal that arrives, until the other end is closed."""
+        while data := arriving.recv(16):
+            for number in data:
+                if number not in self.numbers:
+                    continue
+                status = EXIT[signal.Signals(number)]
+                if self.status is not None or self.request is None:
+                    os._exit(status)
+                self.status = status
+                self.request()
+
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Stop]:
     """At the first SIGTERM, SIGINT or SIGHUP calls `request` of what it yields; a second exits at once.
 
-    The interpreter writes each signal's number to a socket at
-    once, from C, whatever the main thread is doing; the thread that reads it is what acts.
+    The interpreter writes each signal's number to a socket at once, from C, whatever the main thread is
+    doing; the thread that reads it is what acts.
 
     Raises:
       UserError: not in the main thread, the only one in which Python catches signals.
@@ -55,19 +67,7 @@ def stopping() -> Iterator[Stop]:
     watched = {number: signal.getsignal(number) for number in stop.numbers}
     stop.catch()
     previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while data := ours.recv(16):
-            for number in data:
-                if number not in stop.numbers:
-                    continue
-                status = EXIT[signal.Signals(number)]
-                if stop.status is not None or stop.request is None:
-                    os._exit(status)
-                stop.status = status
-                stop.request()
-
-    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread = threading.Thread(target=stop.watch, args=(ours,), name="signals", daemon=True)
     thread.start()
     try:
         yield stop

@@ -15,7 +15,7 @@ from trainer.data.resident import GATHERED, Resident, pack, unpack
 from trainer.data.source import Split
 from trainer.data.sources.tfds import TfdsSource
 from trainer.devices.memory import room
-from trainer.devices.strategy import Share
+from trainer.devices.replicas import Share
 from trainer.errors import UserError
 
 

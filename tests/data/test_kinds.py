@@ -11,7 +11,8 @@ from trainer.data.choice import evaluation_feed, order_of, training_feed
 from trainer.data.feed import MASK, order
 from trainer.data.records import load
 from trainer.data.source import Split
-from trainer.devices.strategy import Share, mirrored
+from trainer.devices.replicas import Share
+from trainer.devices.strategy import mirrored
 
 WAYS = ("resident", "host", "streaming")
 # What is drawn from memory is drawn by the same code, whatever it was read from: for some kinds only.

@@ -14,7 +14,7 @@ from trainer.data.feed import MASK, order, permutation
 from trainer.data.padding import bucketed, parse_pads
 from trainer.data.source import Split
 from trainer.data.sources.python import from_object
-from trainer.devices.strategy import Share
+from trainer.devices.replicas import Share
 from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.run.assemble import assemble

@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 from trainer.devices import cluster
-from trainer.devices.strategy import is_chief, local_replicas, prepare, replicas, strategy_for
+from trainer.devices.replicas import is_chief, local_replicas, replicas
+from trainer.devices.strategy import prepare, strategy_for
 from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,7 +292,8 @@ def free_ports(count):
 def test_two_workers_reduce_over_both():
     code = """
 import tensorflow as tf
-from trainer.devices.strategy import is_chief, local_replicas, prepare, replicas, strategy_for
+from trainer.devices.replicas import is_chief, local_replicas, replicas
+from trainer.devices.strategy import prepare, strategy_for
 prepare()
 strategy, sentence = strategy_for("multi_worker", batch_size=8, communication="ring")
 index = strategy.cluster_resolver.task_id

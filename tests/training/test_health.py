@@ -13,6 +13,8 @@ from tests.training.test_nonfinite import changed, loop, state
 from tests.training.test_program import operations, points, squared
 from tests.training.test_replicas import assert_copies_equal, strategy
 from trainer.errors import UserError
+from trainer.flags.criteria import Criterion
+from trainer.training.evaluation import evaluator
 
 BATCH, BAD = 8, 3
 
@@ -124,19 +126,42 @@ def test_a_state_too_large_to_copy_is_not_saved(monkeypatch: pytest.MonkeyPatch)
     assert not saved
 
 
-def test_weights_that_sum_to_nothing_are_said_once() -> None:
-    def loss(model: Net, batch: dict[str, tf.Tensor], training: bool) -> Any:
-        losses, _ = squared(model, batch, training)
-        return losses + 0 * model.odd, {
-            "m": (losses, batch["scale"] * 0),
-            "n": (losses, tf.ones_like(losses)),
-        }
+def weightless(model: Any, batch: dict[str, tf.Tensor], training: bool) -> Any:
+    losses, _ = squared(model, batch, training)
+    ones = tf.ones_like(losses)
+    return losses + 0 * model.odd, {"m": (losses, batch["scale"] * 0), "n": (losses, ones)}
 
-    made, said = harness.make(Net, loss, [".* sgd 0.1"], {**points(48), "scale": np.zeros(48, "f4")}, 6), []
+
+def test_weights_that_sum_to_nothing_are_said_once() -> None:
+    arrays, said = {**points(48), "scale": np.zeros(48, "f4")}, []
+    made = harness.make(Net, weightless, [".* sgd 0.1"], arrays, 6)
     run = loop(made, [], said)
     run.events.log = 2
     run.run()
     assert said == ["The weights of the metric m sum to 0 up to step 2: it is NaN."]
+
+
+def test_and_in_evaluations_which_then_are_no_best_one() -> None:
+    """Of the first evaluation on, once for each metric; the numbers are NaN, which no comparison takes."""
+    arrays, said, records = {**points(16), "scale": np.zeros(16, "f4")}, [], []
+    made = harness.make(Net, weightless, [".* sgd 0.1"], arrays, 4, eval_split="train")
+
+    class Told:
+        rows: Any = None
+
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+        def evaluation(self, record: dict[str, Any], arrays: Any) -> None:
+            records.append(record)
+
+    feed = harness.ArrayFeed(arrays, 8, mask=True)
+    evaluate = evaluator(feed, made.program, Told(), ("raw",))  # type: ignore[arg-type]
+    for _ in range(2):
+        numbers = evaluate(made.phases[0])
+    assert len(said) == 1 and "The weights of the metric m sum to 0 in an evaluation" in said[0]
+    assert np.isnan(numbers["m"]) and np.isfinite([numbers["n"], numbers["loss"]]).all() and len(records) == 2
+    assert not any(Criterion("m", end).better(numbers["m"], 1.0) for end in ("min", "max"))
 
 
 def test_the_step_has_no_op_more() -> None:

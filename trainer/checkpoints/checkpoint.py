@@ -19,7 +19,7 @@ from trainer.checkpoints import manifest
 from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.files import sync
 from trainer.checkpoints.manifest import Entry, ShapeDtype, check, scan, usable
-from trainer.devices.strategy import assign
+from trainer.devices.replicas import assign
 from trainer.errors import UserError, listing
 
 _UNFINISHED = re.compile(r"\.tmp-(step|pruned)-[0-9a-f-]+")

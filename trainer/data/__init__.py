@@ -1,4 +1,4 @@
 """Examples to the batch of (seed, step).
 
-Imports devices, flags.
+Imports devices, flags, model.
 """

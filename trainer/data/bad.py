@@ -61,6 +61,41 @@ def refuse_bad(arrays: Mapping[str, Any], source: str, split: str, way: str) -> 
             )
 
 
+def refuse_classes(arrays: Mapping[str, Any], classes: Mapping[str, int], source: str, split: str) -> None:
+    """Refuses labels that the model has no output for.
+
+    Args:
+      arrays: of a split, by feature.
+      classes: by feature, how many classes the model has.
+      source: name of the data.
+      split: name of the split.
+
+    Raises:
+      UserError: names the split, the example, the feature and the label.
+    """
+    for name, count in classes.items():
+        values = np.asarray(getattr(arrays.get(name), "values", arrays.get(name)))
+        if values.dtype.kind not in "iu" or not values.size or (values.min() >= 0 and values.max() < count):
+            continue
+        wrong = np.flatnonzero((values < 0) | (values >= count))
+        label = int(values.reshape(-1)[wrong[0]])
+        example = int(_examples_of(arrays[name], wrong[:1])[0])
+        raise UserError(
+            f"--dataset={source}: split {split}, example {example} (counted from 0): {name} is {label}, and "
+            f"the model has outputs for 0 to {count - 1} ({len(wrong):,} such). Give the model an output for "
+            "every class, or mend the labels."
+        )
+
+
+def _examples_of(array: Any, places: np.ndarray) -> np.ndarray:
+    """The examples in which the flat `places` of an array lie."""
+    lengths = getattr(array, "lengths", None)
+    if lengths is None:
+        return places // max(1, array[0].size)
+    rows = places // max(1, array.values[0].size)
+    return np.searchsorted(np.cumsum(lengths), rows, "right")
+
+
 def without(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays without these examples."""
     size = len(next(iter(arrays.values())))

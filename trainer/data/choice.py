@@ -11,7 +11,7 @@ from trainer.data.pipelines import hosted, streaming
 from trainer.data.resident import resident
 from trainer.data.source import Split
 from trainer.devices.memory import host_room, room
-from trainer.devices.strategy import Share
+from trainer.devices.replicas import Share
 from trainer.errors import UserError
 
 TYPICAL = 512  # the length that stands for one that is not known

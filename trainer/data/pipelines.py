@@ -15,7 +15,7 @@ from trainer.data.resident import pack, permutation_of, unpack
 from trainer.data.source import InOrder, Split
 from trainer.data.stored import Flat
 from trainer.data.streaming import Streaming
-from trainer.devices.strategy import Share
+from trainer.devices.replicas import Share
 from trainer.errors import UserError
 
 NUMBERS = 8192  # row numbers that the order is asked for at a time

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.bad import refuse_bad
+from trainer.data.bad import refuse_bad, refuse_classes
 from trainer.data.padding import dense, mask_of, signature, varies
 from trainer.data.source import Split
 from trainer.data.stored import Flat, Stored
 from trainer.errors import UserError
+from trainer.model.graphs import host_functions
 
+PROBED = 16  # examples that are decoded beforehand, twice, where Python does it
 GROUP = 64  # elements that are decoded by one call: half the time of one call each
 
 
@@ -45,6 +47,7 @@ def load(split: Split) -> dict[str, Any]:
       UserError: the source holds more or fewer examples than it says, or one that cannot be used.
     """
     if split.decode is None and (arrays := split.source.arrays(split.name)) is not None:
+        _check_classes(split, arrays)
         return arrays
     size, layout = split.examples, split.layout()
     columns = [_Column(spec, size) for spec in tf.nest.flatten(layout)]
@@ -62,7 +65,46 @@ def load(split: Split) -> dict[str, Any]:
         )
     arrays = tf.nest.pack_sequence_as(layout, [column.stored for column in columns])
     refuse_bad(arrays, split.source.name, split.name, split.bad)
+    _check_classes(split, arrays)
     return arrays
+
+
+def check_examples(split: Split, whole: bool) -> None:
+    """Looks at what can be had before anything is compiled: labels in memory, and whether `decode` repeats.
+
+    Args:
+      split: of a prepared source.
+      whole: whether all of it will be drawn from memory.
+
+    Raises:
+      UserError: a label for which the model has no output, or examples that are decoded as others when they
+        are decoded again.
+    """
+    source = split.source
+    if split.decode is None:
+        arrays = source.arrays(split.name) if whole and split.classes else None
+        _check_classes(split, arrays or {})
+    elif host_functions(split.traced.graph):
+        decode, some = tf.function(decoder(split)), elements_of(split).take(PROBED).batch(PROBED)
+        with telling(split, lambda: elements_of(split)):
+            one, other = ([tf.nest.flatten(decode(group)) for group in some] for _ in range(2))
+        if _bytes(one) != _bytes(other):
+            raise UserError(
+                f"--dataset={source.name}: the model's decode makes another example of split {split.name} "
+                "each time, so that no run could be repeated or resumed. Leave what is random to preprocess, "
+                "which has a seed."
+            )
+
+
+def _check_classes(split: Split, arrays: dict[str, Any]) -> None:
+    if split.bad != "keep":
+        refuse_classes(arrays, split.classes, split.source.name, split.name)
+
+
+def _bytes(groups: Any) -> list[Any]:
+    flat = [part for group in groups for part in group]
+    arrays = [getattr(part, "flat_values", part).numpy() for part in flat]
+    return [a.tolist() if a.dtype == object else a.tobytes() for a in arrays]
 
 
 def batch_of(split: Split) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from trainer.data.padding import Pad, Permute, bucketed, mask_of, named
 from trainer.data.records import load
 from trainer.data.source import Split
 from trainer.data.stored import Flat
-from trainer.devices.strategy import Share
+from trainer.devices.replicas import Share
 
 # What a GPU can gather; anything else travels as int64 words (int32 would stay on the host).
 GATHERED = (tf.int64, tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.bool, tf.string)

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.padding import Pad, mask_of, named, varies
-from trainer.errors import UserError, guarded, listing, near
+from trainer.errors import UserError, listing, near
+from trainer.model.graphs import strange_writes, traced
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -99,6 +100,7 @@ class Split:
       flag: that names the split, for messages.
       pads: by feature, how examples of different lengths are brought to one.
       bad: what becomes of examples that cannot be used, a value of --bad_examples.
+      classes: by feature that the model takes for numbers of classes, how many it has.
     """
 
     source: Source
@@ -107,6 +109,7 @@ class Split:
     flag: str = "--train_split"
     pads: Mapping[str, Pad] = field(default_factory=dict)
     bad: str = "refuse"
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     def size(self) -> int | None:
         """How many examples; None where that is known only once the source is prepared.
@@ -137,13 +140,29 @@ class Split:
         return size
 
     @functools.cached_property
+    def traced(self) -> Any:
+        """The model's `decode`, traced; None where it has none.
+
+        Raises:
+          UserError: it raises, draws random numbers, or writes a variable: a resume would meet others.
+        """
+        if self.decode is None:
+            return None
+        what = f"--dataset={self.source.name}: the model's decode"
+        found = traced(self.decode, self.source.spec(), what)
+        if written := strange_writes(found.graph, ()):
+            raise UserError(
+                f"{what} writes {listing(written)}, whose value no checkpoint holds. An example must be a "
+                "function of what is stored alone."
+            )
+        return found
+
+    @functools.cached_property
     def _layout(self) -> dict[str, Any]:
         """As `layout`."""
         name, spec = self.source.name, self.source.spec()
-        if self.decode is not None:
-            trace = tf.function(self.decode).get_concrete_function
-            traced = guarded(functools.partial(trace, spec), f"--dataset={name}: the model's decode")
-            spec = traced.structured_outputs
+        if self.traced is not None:
+            spec = self.traced.structured_outputs
         if not isinstance(spec, dict):
             raise UserError(f"--dataset={name}: an example is {spec}, not a dict of tensors.")
         for path, part in named(spec):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from trainer.devices.strategy import local_replicas, worker
+from trainer.devices.replicas import local_replicas, worker
 from trainer.errors import UserError, listing
 
 LENGTH = 256  # bytes of a text that are told

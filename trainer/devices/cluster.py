@@ -19,14 +19,6 @@ from trainer.errors import UserError, listing
 
 Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
 
-# What TensorFlow raises in a collective operation whose other end is gone.
-LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-)
 REMIND = 30.0  # seconds between two reminders of the workers that are waited for
 PATIENCE = 900.0  # seconds after which a worker that has not come will not
 
@@ -171,9 +163,14 @@ def awaiting(found: Resolver) -> Iterator[None]:
         come.set()
 
 
+def elsewhere(error: tf.errors.OpError) -> bool:
+    """Whether an error tells of what another worker did, or that it is gone."""
+    return bool(re.search(r"[Cc]ollective|heartbeat|RPC|[Cc]oordination", error.message))
+
+
 def lost(error: tf.errors.OpError, found: Resolver) -> UserError | None:
-    """What to tell of an error of `LOST`: which worker seems to be gone; None if it tells of other things."""
-    if not re.search(r"[Cc]ollective|heartbeat|RPC|[Cc]oordination", error.message):
+    """What to tell of an error: which worker seems to be gone; None if it tells of other things."""
+    if not elsewhere(error):
         return None
     here = f"{found.task_type} {found.task_id}"
     named = [f"{k} {i}" for k, i in re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", error.message)]

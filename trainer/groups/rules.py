@@ -168,20 +168,8 @@ def _unused(
             f"{rule.flag}: every variable it matches ({listing(sorted(trainable))}) belongs to an "
             f"earlier rule: {' | '.join(before)}. The first match wins, so put the narrower rule first."
         )
-    if state and rule.optimizer is None:
-        first = [first_match(rules, v) for v in state]
-        if rule in first:
-            return ""
-        earlier = listing(dict.fromkeys(r.text for r in first if r))
-        return (
-            f"{rule.flag}: the state it matches ({listing(v.name for v in state)}) is matched by an earlier "
-            f"rule: {earlier}. The first match wins, so put the narrower rule first."
-        )
     if state:
-        return (
-            f"{rule.flag}: matches only {listing(v.name for v in state)}, which the model itself declares "
-            "not trainable. Remove the rule, or say `frozen` to keep that state as it is."
-        )
+        return _unused_state(rule, rules, state)
     if matched:
         return (
             f"{rule.flag}: matches only {listing(v.name for v in matched)}, random state, which is another "
@@ -191,6 +179,24 @@ def _unused(
     return (
         f"{rule.flag}: the pattern {rule.pattern.pattern!r} matches no variable. It must match the "
         f"whole name. {near(rule.pattern.pattern, names)}"
+    )
+
+
+def _unused_state(rule: Rule, rules: Sequence[Rule], state: Sequence[ModelVariable]) -> str:
+    """Why a rule that matches nothing but state says nothing; empty where it freezes some."""
+    names = listing(v.name for v in state)
+    if rule.optimizer is not None:
+        return (
+            f"{rule.flag}: matches only {names}, which the model itself declares not trainable. Remove the "
+            "rule, or say `frozen` to keep that state as it is."
+        )
+    first = [first_match(rules, v) for v in state]
+    if rule in first:
+        return ""
+    return (
+        f"{rule.flag}: the state it matches ({names}) is matched by an earlier rule: "
+        f"{listing(dict.fromkeys(r.text for r in first if r))}. The first match wins, so put the narrower "
+        "rule first."
     )
 
 

@@ -1,18 +1,17 @@
 """What a model and its loss must be, checked before any data is read."""
 
 import contextlib
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError, listing
 from trainer.model import returns
-from trainer.model.graphs import check_draws, strange_writes, written
+from trainer.model.graphs import host_functions, strange_writes, traced, written
+from trainer.model.labels import classes_of
 from trainer.model.module import ModelModule, guarded
 from trainer.model.names import ModelVariable
 from trainer.model.scope import Scope
@@ -72,10 +71,14 @@ class Traced(NamedTuple):
     Attributes:
       metrics: their names, sorted.
       assigned: names of the variables that a forward pass writes.
+      classes: `{feature: classes}` of those that the loss takes for numbers of classes.
+      hosts: functions of Python that a step calls, each with its line.
     """
 
     metrics: tuple[str, ...]
     assigned: frozenset[str]
+    classes: Mapping[str, int]
+    hosts: tuple[str, ...]
 
 
 @dataclass
@@ -99,6 +102,8 @@ class LossTrace:
     _assigned: set[str] = field(default_factory=set)
     _strange: set[str] = field(default_factory=set)
     _buried: set[str] = field(default_factory=set)
+    _classes: dict[str, int] = field(default_factory=dict)
+    _hosts: list[str] = field(default_factory=list)
     _watched: Sequence[Any] = ()
     _loose: list[str] = field(default_factory=list)
 
@@ -139,7 +144,8 @@ class LossTrace:
                 "train it by. Add a rule before the others that freezes it, such as "
                 f"--group='{self._loose[0]} frozen'."
             )
-        return Traced(tuple(sorted(self._metrics[True])), frozenset(self._assigned))
+        hosts = tuple(dict.fromkeys(self._hosts))
+        return Traced(tuple(sorted(self._metrics[True])), frozenset(self._assigned), self._classes, hosts)
 
     def _traced(self, batched: Any, training: bool, strategy: tf.distribute.Strategy) -> None:
         def once(batch: Any) -> None:
@@ -149,20 +155,12 @@ class LossTrace:
         def on_replicas(batch: Any) -> None:
             strategy.run(once, args=(batch,))
 
-        keras.random.normal([0])  # makes Keras's own generator, which takes its seed from Python's
-        before = _host_generators()
-        what = "--model: its loss" + ("" if training else " in evaluation")
         with _nested(self.nested):
-            traced = guarded(lambda: tf.function(on_replicas).get_concrete_function(batched), what)
-        graph = traced.graph
-        check_draws(graph, what)
-        if _host_generators() != before:
-            raise UserError(
-                f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
-                "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
-            )
+            what = "--model: its loss" + ("" if training else " in evaluation")
+            graph = traced(on_replicas, batched, what).graph
         self._assigned |= written(graph, self.variables)
         self._strange |= set(strange_writes(graph, self.variables))
+        self._hosts += host_functions(graph)
 
     def _check_strange(self) -> None:
         known = {id(v.value) for v in self.variables}
@@ -186,9 +184,8 @@ class LossTrace:
             )
 
     def _trace(self, batch: Any, training: bool) -> None:
-        key, rows = tf.zeros([2], tf.int32), returns.rows_of(batch)
+        key, rows, raw = tf.zeros([2], tf.int32), returns.rows_of(batch), batch
         if self.module.preprocess:
-            raw = batch
             with Scope(self.variables, key, what="preprocess") as before:
                 batch = self.module.preprocess(batch, training, key)
             returns.check_rows(raw, batch)
@@ -198,6 +195,7 @@ class LossTrace:
             losses = returns.losses_of(result, rows)
             total = tf.reduce_sum(losses) + sum(tf.cast(x, losses.dtype) for x in scope.losses)
         self._metrics[training] = frozenset(result[1])
+        self._classes |= classes_of(losses.graph, raw)
         self._assigned |= {v.name for v in self.variables if not v.random and scope.assigned(v) is not None}
         self._strange.update(scope.strange)
         self._buried.update(scope.buried)
@@ -221,11 +219,6 @@ def _nested(why: str) -> Iterator[None]:
                 "Leave the flag out, or let each replica have statistics of its own."
             ) from None
         raise
-
-
-def _host_generators() -> tuple[Any, ...]:
-    _, keys, position, *_ = np.random.get_state(legacy=True)
-    return random.getstate(), np.asarray(keys).tobytes(), position
 
 
 def _container(variable: Any) -> Any:

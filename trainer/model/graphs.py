@@ -1,13 +1,16 @@
 """What a traced function would do behind the loop's back: write variables, and draw random numbers."""
 
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, guarded, listing
 from trainer.model.names import ModelVariable
 
 _READS = {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"}
@@ -18,6 +21,7 @@ _DRAWS = re.compile(
     r"RandomGamma|RandomPoisson(V2)?|RandomShuffle|RandomCrop|RngReadAndSkip|RngSkip|Stateful(?!Partitioned).*|"
     r".*CandidateSampler|SampleDistortedBoundingBox(V2)?|FractionalMaxPool|FractionalAvgPool|RandomIndexShuffle"
 )
+_HOST = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
 def written(graph: Any, variables: Sequence[ModelVariable]) -> frozenset[str]:
@@ -44,24 +48,39 @@ def strange_writes(graph: Any, variables: Sequence[ModelVariable]) -> list[str]:
     )
 
 
-def check_draws(graph: Any, what: str) -> None:
-    """Refuses a function that draws from a generator which no checkpoint holds.
+def traced(function: Callable[..., Any], spec: Any, what: str) -> Any:
+    """The concrete function of a user's function, which may draw from nothing that is no part of the run.
 
     Args:
-      graph: of the traced function.
-      what: whose it is, for the message.
+      function: of one argument.
+      spec: of that.
+      what: whose it is, for messages.
 
     Raises:
-      UserError: names the ops and the user's own lines.
+      UserError: it raises, or draws out of a generator which no checkpoint holds; with the user's own lines.
     """
-    found = [f"{op.type}{_at(op)}" for op in operations(graph) if _DRAWS.fullmatch(op.type)]
+    keras.random.normal([0])  # makes Keras's own generator, which takes its seed from Python's
+    before = _host_generators()
+    made = guarded(lambda: tf.function(function).get_concrete_function(spec), what)
+    found = [f"{op.type}{_at(op)}" for op in operations(made.graph) if _DRAWS.fullmatch(op.type)]
     if found:
         raise UserError(
             f"{what} draws random numbers by {listing(dict.fromkeys(found), 4)}, out of a generator that is "
-            "no part of the run: they would be others after a restart. Draw with tf.random.stateless_* "
-            "(or tf.image.stateless_*) from the `seed` of preprocess, or in a Keras layer from a "
+            "no part of the run: they would be others after a restart. Draw in preprocess, with "
+            "tf.random.stateless_* (or tf.image.stateless_*) from its `seed`, or in a Keras layer from a "
             "keras.random.SeedGenerator, which the trainer seeds from the step."
         )
+    if _host_generators() != before:
+        raise UserError(
+            f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
+            "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
+        )
+    return made
+
+
+def host_functions(graph: Any) -> list[str]:
+    """Ops that call Python, each with the user's own line; what they draw there cannot be seen."""
+    return [f"{op.type}{_at(op)}" for op in operations(graph) if op.type in _HOST]
 
 
 def for_effect(ops: Sequence[Any]) -> list[Any]:
@@ -112,6 +131,11 @@ def is_own(file: str) -> bool:
 
 _LIBRARIES = re.compile(r"site-packages|dist-packages|<frozen|__autograph_generated|^/usr/lib/python")
 _PROGRAM = Path(__file__).resolve().parents[1]
+
+
+def _host_generators() -> tuple[Any, ...]:
+    _, keys, position, *_ = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), position
 
 
 def _at(op: Any) -> str:

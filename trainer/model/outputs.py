@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from trainer.errors import UserError, listing
 from trainer.model import scores
+from trainer.model.graphs import traced
 from trainer.model.module import ModelModule, guarded
 
 CLASSES = ("confusion_matrix", "per_class")  # what is there for logits and labels
@@ -30,11 +31,13 @@ class Evaluation(NamedTuple):
       numbers: `{"loss": mean, metric: number, "examples": count}`.
       arrays: `{name: array}`, what is no number.
       rows: `{name: array [N, ...]}`, the outputs of the whole split in its order; {} where there are none.
+      weightless: names of those numbers that are NaN because no example gave them a weight.
     """
 
     numbers: dict[str, float]
     arrays: dict[str, np.ndarray]
     rows: Mapping[str, np.ndarray] = {}
+    weightless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def check(
         if module.metrics is not None:
             raise UserError("--model: it has metrics and no outputs(model, batch) to compute them from.")
         return None
-    specs = guarded(lambda: _traced(module, model, spec, batch), "--model: its outputs")
+    specs = _traced(module, model, spec, batch)
     if module.metrics is None and not has_classes(specs):
         raise UserError(
             f"--model: its outputs ({listing(specs)}) are of no use: add metrics(outputs), or return logits "
@@ -168,7 +171,7 @@ def _traced(
         with keras.StatelessScope():
             return _checked(module.outputs(model, batch))  # type: ignore[misc]
 
-    found = tf.function(outputs).get_concrete_function(batched).structured_outputs
+    found = traced(outputs, batched, "--model: its outputs").structured_outputs
     return {name: _row(name, value, batch) for name, value in found.items()}
 
 

@@ -1,6 +1,8 @@
 """`--mode=evaluate`: a checkpoint, or `--init_from`, on the evaluation split; trains nothing."""
 
-from trainer.devices.strategy import is_chief
+import dataclasses
+
+from trainer.devices.replicas import is_chief
 from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.report.screen import Screen
@@ -17,7 +19,7 @@ from trainer.run.build import (
     open_source,
 )
 from trainer.signals import stopping
-from trainer.training.evaluation import evaluate
+from trainer.training.evaluation import evaluate, without_weight
 from trainer.training.failures import explained
 
 
@@ -37,6 +39,7 @@ def run(config: Config) -> int:
         split = evaluation_split(config, built, open_source(config))
         assert split is not None
         built, metrics = check_model(config, built, split, frozenset())
+        split = dataclasses.replace(split, classes=built.classes)
         outputs = check_outputs(config, built, split, metrics)
         for sentence in (built.engine, *split.source.notes, *notes):
             screen.note(sentence)
@@ -46,7 +49,10 @@ def run(config: Config) -> int:
         program = evaluation_program(config, built, metrics, outputs)
         examples = evaluation(config, built, split)
         with explained(program, "--mode=evaluate"):
-            numbers, arrays, _ = evaluate(program, program.evaluator(examples, saved.trained), examples)
+            function = program.evaluator(examples, saved.trained)
+            numbers, arrays, _, weightless = evaluate(program, function, examples)
+        for name in weightless:
+            screen.warn(without_weight(name))
         data = f"{split.source.full_name} ({config.eval_split})"
         screen.table("Evaluation", ("what", "value"), [("weights", origin), ("data", data), *numbers.items()])
         for title, columns, rows in tables(arrays):

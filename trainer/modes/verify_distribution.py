@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.devices.strategy import assign
+from trainer.devices.replicas import assign
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.groups.phases import Phase

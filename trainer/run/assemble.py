@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.data.choice import evaluation_feed, order_of, residency, training_feed
 from trainer.data.feed import Feed
+from trainer.data.records import check_examples
 from trainer.data.source import Split, shared
 from trainer.data.sources.arrays import ClassNames
 from trainer.errors import UserError
@@ -115,7 +116,7 @@ class Assembled:
     def notes(self) -> tuple[str, ...]:
         """Sentences on the data, for the log."""
         source, config = self.split.source, self.config
-        notes, sizes = source.notes, source.sizes()
+        notes, sizes = (*source.notes, *self.built.notes), source.sizes()
         if sizes and config.eval_split != "none":
             both = shared(config.train_split, config.eval_split, sizes)
             if both:
@@ -185,6 +186,7 @@ def assemble(
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
     built, metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
+    split = build.training_split(config, built, split.source)  # whose labels the model is known to take
     outputs = build.check_outputs(config, built, split, metrics)
     criterion = _criterion(config, built, metrics, outputs)
     judge = stopping.judge(config.stop_when, *evaluated(metrics, outputs), built.module.better)
@@ -197,11 +199,13 @@ def assemble(
     judge.total = clock.total or 0
     parts = partition(owned, clock, built.strategy, per_variable, only_plan, built.variables)
     _check_no_decay(config, parts)
+    others = build.evaluation_split(config, built, split.source)
     if not only_plan:
         split.source.prepare()
-        build.check_room(outputs, build.evaluation_split(config, built, split.source), built)
-    prepared = split.source.prepared
-    drawn = residency(config.data_residency, split, built.share) if prepared else ""
+        build.check_room(outputs, others, built)
+    drawn = residency(config.data_residency, split, built.share) if split.source.prepared else ""
+    for one in filter(None, (split, others) if drawn else ()):
+        check_examples(one, drawn != "streaming")
     return Assembled(config, built, split, parts, metrics, drawn, starts, criterion, outputs, judge)
 
 

@@ -4,6 +4,7 @@ All of it is checked here against each other, and no example is read.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -15,8 +16,9 @@ from trainer.data.source import Source, Split
 from trainer.data.sources.python import from_object
 from trainer.devices.agreement import check_same
 from trainer.devices.memory import room
-from trainer.devices.strategy import Share, prepare, strategy_for
-from trainer.errors import UserError
+from trainer.devices.replicas import Share
+from trainer.devices.strategy import prepare, strategy_for
+from trainer.errors import UserError, listing
 from trainer.flags.calls import Call, check_call
 from trainer.flags.config import Config
 from trainer.model import module as modules
@@ -45,6 +47,8 @@ class Built:
       variables: of the model, named.
       share: how a batch is shared out over the replicas.
       engine: a sentence on devices and strategy.
+      classes: by feature that the loss takes for numbers of classes, how many the model has.
+      notes: sentences on the model, for the log.
     """
 
     module: ModelModule
@@ -52,6 +56,8 @@ class Built:
     variables: tuple[ModelVariable, ...]
     share: Share
     engine: str
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
@@ -174,8 +180,8 @@ def open_source(config: Config) -> Source:
 
 def training_split(config: Config, built: Built, source: Source) -> Split:
     """The split to train on, as the model sees it."""
-    pads = parse_pads(config.pad)
-    return Split(source, config.train_split, built.module.decode, pads=pads, bad=config.bad_examples)
+    pads, bad = parse_pads(config.pad), config.bad_examples
+    return Split(source, config.train_split, built.module.decode, "--train_split", pads, bad, built.classes)
 
 
 def evaluation_split(config: Config, built: Built, source: Source) -> Split | None:
@@ -204,8 +210,13 @@ def check_model(
         found = trace.check(
             split.spec(), config.batch_size // built.share.replicas, built.strategy, evaluates
         )
-    marked = (dataclasses.replace(v, assigned=v.name in found.assigned) for v in built.variables)
-    return dataclasses.replace(built, variables=tuple(marked)), found.metrics
+    marked = tuple(dataclasses.replace(v, assigned=v.name in found.assigned) for v in built.variables)
+    unseen = (
+        f"The model's loss or preprocess calls Python ({listing(found.hosts, 3)}). What is drawn or kept "
+        "there cannot be seen, and would be other numbers after a restart: --mode=verify_resume tells."
+    )
+    notes = (unseen,) if found.hosts else ()
+    return dataclasses.replace(built, variables=marked, classes=found.classes, notes=notes), found.metrics
 
 
 def check_outputs(config: Config, built: Built, split: Split, metrics: tuple[str, ...]) -> Outputs | None:

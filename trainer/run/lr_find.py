@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.feed import Feed
-from trainer.devices.strategy import copies
+from trainer.devices.replicas import copies
 from trainer.errors import UserError
 from trainer.groups.phases import Group, Phase
 from trainer.groups.rules import Rule

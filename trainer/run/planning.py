@@ -3,7 +3,7 @@
 from typing import Any
 
 from trainer.checkpoints import checkpoint
-from trainer.devices.strategy import is_chief
+from trainer.devices.replicas import is_chief
 from trainer.flags.config import Config
 from trainer.report.screen import Screen
 from trainer.run import resume

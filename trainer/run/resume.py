@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import Entry
 from trainer.data.choice import order_of, with_order
-from trainer.devices.strategy import assign
+from trainer.devices.replicas import assign
 from trainer.errors import UserError
 from trainer.flags.calls import parse_call
 from trainer.groups import optimizers, plan

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.checkpoints.lock import Lock
 from trainer.devices import agreement
-from trainer.devices.strategy import is_chief
+from trainer.devices.replicas import is_chief
 from trainer.errors import UserError
 from trainer.flags.config import Config
 from trainer.flags.span import span

@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainer.checkpoints import checkpoint, manifest
 from trainer.checkpoints.differences import Differences
 from trainer.checkpoints.manifest import Entry
-from trainer.devices.strategy import assign
+from trainer.devices.replicas import assign
 from trainer.errors import UserError, listing
 from trainer.flags import criteria
 from trainer.flags.config import Config

@@ -40,7 +40,8 @@ def evaluate(program: Program, function: Any, feed: Feed) -> Evaluation:
         split = split_metrics.flat(rows, feed.examples)
         numbers, arrays = split_metrics.of_split(program.strategy, program.outputs, split, metrics)
     means = window.means(sums, metrics)
-    return Evaluation({**means, **numbers, "examples": window.examples(sums)}, arrays, split)
+    weightless = tuple(window.weightless(sums, metrics))
+    return Evaluation({**means, **numbers, "examples": window.examples(sums)}, arrays, split, weightless)
 
 
 def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tuple[str, ...]) -> Evaluate:
@@ -55,6 +56,7 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
       weights: `raw`, `ema` or both, in the order to evaluate them in; the last one's metrics are
         what the function returns.
     """
+    told: set[str] = set()
     functions: dict[frozenset[str], Any] = {}  # compiled anew only where the phase makes a difference
     swap = tf.function(lambda: program.state.swap_averages(program.strategy))
 
@@ -69,12 +71,20 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
         if not all(result.numbers for result in results.values()):
             return {}
         step = int(program.state.step.numpy())
-        for kind, (numbers, arrays, rows) in results.items():
+        for kind, (numbers, arrays, rows, weightless) in results.items():
+            for name in set(weightless) - told:
+                reporter.warn(without_weight(name))
+            told.update(weightless)
             reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **numbers}, arrays)
             reporter.rows = rows
         return results[weights[-1]].numbers
 
     return all_kinds
+
+
+def without_weight(name: str) -> str:
+    """The sentence on a metric of an evaluation that no example gave a weight."""
+    return f"The weights of the metric {name} sum to 0 in an evaluation: it is NaN, which is never the best."
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.devices.memory import room
-from trainer.devices.strategy import Share, copies
+from trainer.devices.replicas import Share, copies
 from trainer.errors import listing
 from trainer.training.program import Program
 

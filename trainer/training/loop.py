@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.feed import Feed, reading
-from trainer.devices.strategy import worker
+from trainer.devices.cluster import elsewhere
+from trainer.devices.replicas import worker
 from trainer.errors import UserError, listing
 from trainer.groups.phases import Events, Phase, phase_at
 from trainer.report.reporter import Reporter
@@ -99,7 +100,7 @@ class Loop:
             self._save_last(result)
             raise
         except tf.errors.OpError as error:
-            if worker(self.program.strategy)[1] > 1:  # which of them failed is told elsewhere
+            if worker(self.program.strategy)[1] > 1 and elsewhere(error):  # that one tells what it was
                 raise
             raise UserError(self._failure(error, result)) from error
         finally:
@@ -294,7 +295,9 @@ class Loop:
         result.step, result.metrics = self._step(), {}
         what = f"the evaluation after step {result.step}" if self._evaluating else f"step {result.step + 1}"
         reason = f"{what} failed: {what_failed(error, self.program)}"
-        if self._evaluating or self.program.gradient_half.gated:
+        if worker(self.program.strategy)[1] > 1:  # the others cannot be asked to be where this one is
+            kept = "The others stop, too, and nothing more is saved."
+        elif self._evaluating or self.program.gradient_half.gated:
             self._save_last(result)
             kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
             kept = kept if result.step else "No step was done before it."

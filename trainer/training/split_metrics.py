@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.devices.agreement import text_from_first
-from trainer.devices.strategy import is_chief, worker
+from trainer.devices.replicas import is_chief, worker
 from trainer.model.outputs import Outputs, check_names
 
 
