@@ -74,6 +74,23 @@ def test_what_cannot_be_repeated_is_refused():
         from_object(3, "three")
 
 
+def test_one_that_leaves_or_raises_is_refused_with_its_line():
+    class Leaves(Pairs):
+        def __getitem__(self, i):
+            raise SystemExit(0)
+
+    class Lost(Pairs):
+        def __len__(self):
+            raise KeyError("lost")
+
+    with pytest.raises(
+        UserError, match=r"asking split train for an example called sys.exit\(0\) at .*test_own"
+    ):
+        from_object(Leaves(), "leaves", names=("x", "label"))
+    with pytest.raises(UserError, match=r"its len\(\) of split train raised KeyError at .*test_own"):
+        from_object(Lost(), "lost", names=("x", "label"))
+
+
 def test_an_example_unlike_the_others_is_named():
     class Odd(Pairs):
         def __getitem__(self, i):

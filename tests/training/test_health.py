@@ -9,6 +9,7 @@ import tensorflow as tf
 from models import mnist_mlp
 from models.mnist_cnn import loss as crossed
 from tests.support import harness
+from tests.training.test_failures import outside
 from tests.training.test_nonfinite import changed, loop, state
 from tests.training.test_program import operations, points, squared
 from tests.training.test_replicas import assert_copies_equal, strategy
@@ -122,7 +123,7 @@ def test_a_state_too_large_to_copy_is_not_saved(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(
         UserError, match=r"sgd\(momentum=0.5\) \(group rest\) made .* too large to keep a copy of"
     ):
-        loop(made, saved, []).run()
+        outside(loop(made, saved, []))
     assert not saved
 
 

@@ -231,9 +231,8 @@ def _run(loop: Loop, saved: saving.Checkpoints | None, start: int) -> Result:
         loop.reporter.screen.patient = True
         return loop.run()
     except UserError as error:
-        if saved is None or saved.step == (before := int(loop.program.state.step.numpy())):
-            raise
-        if not saved.rescue():
+        before = int(loop.program.state.step.numpy())
+        if saved is None or not loop.whole or saved.step == before or not saved.rescue():
             raise
         raise UserError(f"{error} The state of step {before} was saved.") from error
     finally:

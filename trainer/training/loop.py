@@ -49,6 +49,7 @@ class Loop:
       profile: of some of the steps.
       histograms: whether to report the trained weights at each log point.
       judge: says of the results of an evaluation by which condition they end the run, or "".
+      whole: whether the state is one that a checkpoint may hold; an error can leave it half a step on.
     """
 
     program: Program
@@ -63,6 +64,7 @@ class Loop:
     judge: Callable[[dict[str, float]], str] | None = None
     profile: Profile = field(default_factory=Profile)
     histograms: bool = False
+    whole: bool = True
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
@@ -207,6 +209,7 @@ class Loop:
         """
         mode = f"--on_nonfinite={self.program.settings.on_nonfinite}"
         if not copy:
+            self.whole = False
             reason = f"in steps {steps.start + 1} to {self._step()}, {self._health.blamed(sick)}"
             raise UserError(f"{mode}: {reason}, and {TOO_LARGE} {REMEDY}")
         take = lambda at: train(self.feed.chunk(at, 1), tf.constant(1))  # noqa: E731
@@ -295,15 +298,15 @@ class Loop:
         result.step, result.metrics = self._step(), {}
         what = f"the evaluation after step {result.step}" if self._evaluating else f"step {result.step + 1}"
         reason = f"{what} failed: {what_failed(error, self.program)}"
-        if worker(self.program.strategy)[1] > 1:  # the others cannot be asked to be where this one is
-            kept = "The others stop, too, and nothing more is saved."
-        elif self._evaluating or self.program.gradient_half.gated:
+        self.whole = self._evaluating or self.program.gradient_half.gated
+        if not self.whole:  # nothing keeps an update from beginning before the whole step is known
+            kept = "With --on_nonfinite=off the step may be half done, so that nothing of it is saved."
+        elif worker(self.program.strategy)[1] > 1:  # the others may not be asked to come to a save
+            kept = "The other workers end, too."
+        else:
             self._save_last(result)
             kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
             kept = kept if result.step else "No step was done before it."
-        else:
-            # Without the guard nothing keeps an update from beginning before the whole step is known.
-            kept = "With --on_nonfinite=off the step may be half done, so that nothing of it is saved."
         return f"{reason} {kept} {remedy(error)}"
 
     def _diagnosis(self, phase: Phase, step: int) -> str:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.data.fingerprints import fingerprint, of_array
 from trainer.data.source import parts
-from trainer.errors import UserError
+from trainer.errors import UserError, guarded
 
 PROBED = 16  # examples that are asked for beforehand, twice
 
@@ -183,15 +183,8 @@ class Sequences:
         """Some examples, evenly spread, each asked for twice."""
         size = self._sizes[split]
         places = [(split, int(i)) for i in np.unique(np.linspace(0, size - 1, PROBED).astype(np.int64))]
-        try:
-            first, again = self._asked(places), self._asked(places)
-        except UserError:
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            raise UserError(
-                f"--dataset={self.name}: asking split {split} for an example raised {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:400]}"
-            ) from error
+        what = f"--dataset={self.name}: asking split {split} for an example"
+        first, again = guarded(lambda: (self._asked(places), self._asked(places)), what)
         for (_, place, one), (_, _, other) in zip(first, again, strict=True):
             name = next((n for n in one if n not in other or not _same(one[n], other[n])), None)
             if name is not None:
@@ -207,7 +200,7 @@ class Sequences:
 
 
 def _length(name: str, split: str, data: Any) -> int:
-    size = len(data)
+    size = guarded(lambda: len(data), f"--dataset={name}: its len() of split {split}")
     if size < 1:
         raise UserError(f"--dataset={name}: split {split} has no examples.")
     return size
