@@ -66,6 +66,14 @@ def test_what_cannot_be_repeated_is_refused():
     data = tf.data.Dataset.range(100).shuffle(100).map(lambda i: {"x": i})
     with pytest.raises(UserError, match="reshuffle_each_iteration=False"):
         from_object(data, "shuffled")
+    # With a fixed seed it comes the same when it is read again.
+    drawn = tf.data.Dataset.range(20).map(
+        lambda i: {"x": tf.cast(i, "float32") * tf.random.uniform([], seed=3)}
+    )
+    with pytest.raises(
+        UserError, match=r"the pipeline of split train draws .*RandomUniform at .*test_own_py"
+    ):
+        from_object((drawn.batch(5).unbatch(), 20), "drawn")
     fixed = tf.data.Dataset.range(100).shuffle(100, 1, reshuffle_each_iteration=False).map(lambda i: {"x": i})
     assert from_object(fixed, "shuffled").sizes() == {"train": 100}
     with pytest.raises(UserError, match=r"Give \(dataset, size\)"):

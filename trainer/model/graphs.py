@@ -62,7 +62,26 @@ def traced(function: Callable[..., Any], spec: Any, what: str) -> Any:
     keras.random.normal([0])  # makes Keras's own generator, which takes its seed from Python's
     before = _host_generators()
     made = guarded(lambda: tf.function(function).get_concrete_function(spec), what)
-    found = [f"{op.type}{_at(op)}" for op in operations(made.graph) if _DRAWS.fullmatch(op.type)]
+    check_draws(made.graph, what)
+    if _host_generators() != before:
+        raise UserError(
+            f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
+            "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
+        )
+    return made
+
+
+def check_draws(graph: Any, what: str) -> None:
+    """Refuses a function that draws from a generator which no checkpoint holds.
+
+    Args:
+      graph: of the traced function.
+      what: whose it is, for the message.
+
+    Raises:
+      UserError: names the ops and the user's own lines.
+    """
+    found = [f"{op.type}{_at(op)}" for op in operations(graph) if _DRAWS.fullmatch(op.type)]
     if found:
         raise UserError(
             f"{what} draws random numbers by {listing(dict.fromkeys(found), 4)}, out of a generator that is "
@@ -70,12 +89,6 @@ def traced(function: Callable[..., Any], spec: Any, what: str) -> Any:
             "tf.random.stateless_* (or tf.image.stateless_*) from its `seed`, or in a Keras layer from a "
             "keras.random.SeedGenerator, which the trainer seeds from the step."
         )
-    if _host_generators() != before:
-        raise UserError(
-            f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
-            "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
-        )
-    return made
 
 
 def host_functions(graph: Any) -> list[str]:

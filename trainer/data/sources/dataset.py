@@ -1,6 +1,6 @@
 """A `tf.data.Dataset` by split: read in its own order, or shuffled block after block."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from trainer.data.padding import signature
 from trainer.data.shards import in_blocks
 from trainer.data.source import parts
 from trainer.errors import UserError
+from trainer.model.graphs import check_draws
 
 PROBED = 16  # examples that are read beforehand, twice
 
@@ -46,6 +47,9 @@ class Datasets:
                 )
             if spec != self._spec:
                 raise UserError(f"--dataset={name}: the splits differ: {self._spec} and {spec}.")
+        for split, (data, _) in splits.items():
+            for graph in _graphs(data):
+                check_draws(graph, f"--dataset={name}: the pipeline of split {split}")
         self._told = {split: self._probe(split) for split in splits}
 
     @property
@@ -161,6 +165,17 @@ class _Rows:
 
         first, offset = divmod(start, self._examples)
         return tf.data.Dataset.range(first, np.iinfo(np.int64).max).flat_map(epoch).skip(offset)
+
+
+def _graphs(data: tf.data.Dataset) -> Iterator[Any]:
+    """Of the functions that a pipeline maps or filters with, as far as TensorFlow shows them."""
+    rest = [data]
+    while rest:
+        stage = rest.pop()
+        for function in getattr(stage, "_functions", list)():
+            if graph := getattr(getattr(function, "function", None), "graph", None):
+                yield graph
+        rest += getattr(stage, "_inputs", list)()
 
 
 def _told(example: Any) -> list[str]:
