@@ -1,24 +1,28 @@
-"""What the norms by group cost: training with them at every 100th step against training without.
+"""What the norms by group cost: a run with them, as every run is, against the same without.
 
-`python -m benchmarks.norms [--rounds N] [--only cnn]`, on a machine that does nothing else. Eight
-groups, guarded as by default; the loop's own work at a log point (record, event files) is in neither side.
+`python -m benchmarks.norms [--rounds N] [--only cnn]`, on a machine that does nothing else. Eight groups,
+guarded as by default, a call of the compiled loop from one log point to the next, at the default
+`--log_every`; the loop's other work at a log point (record, event files) is in neither side.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 import trainer
 from benchmarks.throughput import RATE, WORK, data, loss, parts, tf
+from trainer.data.feed import Feed
 from trainer.flags.config import Config
+from trainer.groups.phases import Phase
 from trainer.run.assemble import assemble
-from trainer.training.norms import Norms
+from trainer.training import packing
 from trainer.training.program import Program
 
-EVERY = 100
+EVERY = int(Config().log_every)
 
 
 def main() -> None:
@@ -37,20 +41,20 @@ def compare(name: str, build: Any, arrays: Any, batch: int, steps: int, rounds: 
     work: dict[str, list[float]] = {kind: [] for kind in sides}
     for run in sides.values():
         run(2 * EVERY)
-    for _ in range(rounds):
-        for kind, run in sides.items():
+    for number in range(rounds):
+        for kind in sorted(sides, reverse=bool(number % 2)):  # neither is always the second
             began, worked = time.perf_counter(), time.process_time()
-            run(steps)
+            sides[kind](steps)
             speeds[kind].append(steps / (time.perf_counter() - began))
             work[kind].append((time.process_time() - worked) / steps)
     for what, values in (("steps a second", speeds), ("processor time a step", work)):
         ratios = [a / b for a, b in zip(values["norms"], values["without"], strict=True)]
         print(f"{name}: {what}, with / without: {statistics.median(ratios):.3f}", end=" ")
-        print(f"({min(ratios):.3f}-{max(ratios):.3f})")
+        print(f"({min(ratios):.3f}-{max(ratios):.3f})", flush=True)
 
 
-def side(build: Any, arrays: Any, batch: int, kind: str) -> Any:
-    """Trains so many steps, in calls of at most `EVERY`."""
+def side(build: Any, arrays: Any, batch: int, kind: str) -> Callable[[int], None]:
+    """Trains so many steps, in calls of `EVERY`."""
     keras.backend.clear_session()
     names = [v.path.removeprefix("sequential/") for v in build().trainable_variables]
     x, y = arrays
@@ -65,23 +69,36 @@ def side(build: Any, arrays: Any, batch: int, kind: str) -> Any:
     config.check()
     made = assemble(config)
     program, feed, phase = made.program(), made.training_feed(), made.parts.phases[0]
-    norms = Norms(program.gradient_norms)
-    if kind == "without":
-        program.gradient_norms.see = lambda *_: None  # type: ignore[method-assign]
-    train = program.trainer(phase, feed)
-
-    def call(program: Program, n: int) -> int:
-        return int(train(feed.chunk(int(program.state.step.numpy()), n), tf.constant(n)).numpy())
+    train = plain(program, phase, feed) if kind == "without" else program.trainer(phase, feed)
 
     def run(steps: int) -> None:
         for _ in range(steps // EVERY):
-            if kind == "without":
-                call(program, EVERY)
-            else:
-                call(program, EVERY - 1)
-                norms.measured(phase, lambda: call(program, 1))
+            train(feed.chunk(int(program.state.step.numpy()), EVERY), tf.constant(EVERY)).numpy()
+            if kind == "norms":
+                program.norms.numbers(phase)
 
     return run
+
+
+def plain(program: Program, phase: Phase, feed: Feed) -> Any:
+    """`Program.trainer` as it would be if nothing were measured: steps in one leg, and the guard's norm."""
+    whole = lambda _, gradients: packing.square_sums([gradients])  # noqa: E731
+    object.__setattr__(program.gradient_half, "squares", whole)
+
+    @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
+    def train(chunk: Any, n: tf.Tensor) -> tf.Tensor:
+        def more(i: tf.Tensor, stopping: tf.Tensor) -> tf.Tensor:
+            go = tf.logical_and(i < n, tf.logical_not(stopping))
+            return tf.logical_and(go, tf.logical_not(program.halted))
+
+        def step(i: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return i + 1, program._step(phase, feed, feed.draw(chunk, i), tf.constant(False))[0]
+
+        done, stopping = tf.while_loop(more, step, (tf.constant(0), tf.constant(False)))
+        program.stopped.assign(stopping)
+        return done
+
+    return train
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from trainer.errors import UserError, blame, message_of
 from trainer.flags.command_line import parse
-from trainer.noise import open_streams, quiet_start
+from trainer.noise import no_matplotlib, open_streams, quiet_start
 from trainer.text import printable, shortened
 
 
@@ -47,7 +47,7 @@ def _modes() -> ModuleType:
     if backend != "tensorflow":
         raise UserError(f"KERAS_BACKEND={backend}: this trains TensorFlow models. Unset it.")
     try:
-        with quiet_start():
+        with quiet_start(), no_matplotlib():
             import keras  # noqa: F401 (reads its settings)
 
             from trainer import modes

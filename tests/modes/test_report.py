@@ -43,9 +43,7 @@ def test_a_run_leaves_a_page_that_the_mode_writes_again(workdir, capsys):
 def test_what_is_said_at_the_end_can_be_pasted(tmp_path, capsys):
     path = tmp_path / "a b"
     assert main(path, *SMALL, "--report_to=none") == 0
-    rows = dict(
-        line.split("  ", 1) for line in capsys.readouterr().out.partition("Next\n")[2].splitlines()[1:]
-    )
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.partition("Next\n")[2].splitlines())
     assert not (path / "report.html").exists() and "report" not in rows
     for what in ("train on", "export"):
         words = shlex.split(rows[what])
@@ -91,6 +89,13 @@ def test_a_report_that_fails_is_a_warning(tmp_path, capsys, monkeypatch):
     assert main(tmp_path / "run", *SMALL) == 0
     shown = capsys.readouterr().out
     assert "could not be written: ValueError: no such luck" in shown and "Next" in shown
+
+
+def test_a_run_that_fails_leaves_its_page_too(tmp_path, capsys):
+    flags = ("--model=mnist_mlp(hidden=8)", "--dataset=digits", "--eval_split=none", "--train_for=9")
+    assert main(tmp_path / "run", *flags, "--log_every=1", "--group=.* sgd 1e30") == 1
+    assert "is not finite" in capsys.readouterr().err
+    assert "of 9</b>steps" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_whatever_comes_from_files_is_text(tmp_path):
     """Names, flags, classes: a browser would run and load nothing of it."""
     workdir = left_behind(tmp_path / "run", name=HOSTILE, group=HOSTILE, flags=(HOSTILE,))
     logits, labels = np.eye(3), np.arange(3)
-    Evaluated.of(logits, labels, np.zeros([3, 4, 4], "uint8"), (HOSTILE, "b", "c")).write(workdir)
+    Evaluated.of(logits, labels, np.zeros([3, 4, 4], "uint8").__getitem__, (HOSTILE, "b", "c")).write(workdir)
     page_of_one = written(workdir)
     both = Comparison(
         [History.read(workdir), History.read(left_behind(tmp_path / HOSTILE.replace("/", "-")))]
@@ -133,7 +133,9 @@ def test_a_long_run_with_many_groups_makes_a_small_page(tmp_path):
     lines = [json.dumps({**record, "step": step, "gradient_norm": groups}) for step in range(1, 5001)]
     (workdir / "metrics.jsonl").write_text("\n".join(lines))
     images = np.random.default_rng(0).integers(0, 255, [200, 300, 300, 3]).astype("uint8")
-    Evaluated.of(np.random.default_rng(0).random([200, 100]), np.arange(200) % 100, images).write(workdir)
+    Evaluated.of(np.random.default_rng(0).random([200, 100]), np.arange(200) % 100, images.__getitem__).write(
+        workdir
+    )
     assert len(written(workdir)) < 3_000_000
 
 
@@ -163,7 +165,8 @@ def test_pngs_lie_beside_the_page(tmp_path):
 def test_what_is_kept_of_an_evaluation_by_hand():
     logits = np.log([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.5, 0.1, 0.4]])
     labels = np.array([0, 1, 1, 2, 2])
-    kept = Evaluated.of(logits, labels, np.arange(5 * 4).reshape(5, 2, 2).astype("uint8"), ("a", "b", "c"), 9)
+    images = np.arange(5 * 4).reshape(5, 2, 2).astype("uint8")
+    kept = Evaluated.of(logits, labels, images.__getitem__, ("a", "b", "c"), 9)
     assert kept.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
     assert kept.rows.tolist() == [1, 4, 3, 0, 2]
     assert kept.probability == pytest.approx([0.3, 0.4, 0.6, 0.7, 0.8])
@@ -178,7 +181,7 @@ def test_what_is_kept_of_an_evaluation_by_hand():
 def test_what_is_kept_comes_back_and_is_bounded(tmp_path):
     random = np.random.default_rng(0)
     images = random.random([500, 250, 130, 3])
-    kept = Evaluated.of(random.random([500, 7]), random.integers(0, 7, 500), images)
+    kept = Evaluated.of(random.random([500, 7]), random.integers(0, 7, 500), images.__getitem__)
     kept.write(tmp_path)
     again = Evaluated.read(tmp_path / "evaluation.npz")
     assert (
@@ -194,11 +197,19 @@ def test_what_is_kept_comes_back_and_is_bounded(tmp_path):
     [
         (np.ones([4]), np.ones(4, int)),
         (np.ones([4, 2]), np.ones(4)),
-        (np.ones([4, 2]), np.array([0, 1, 2, 0])),
     ],
 )
 def test_what_is_no_classifier_keeps_nothing(logits, labels):
     assert Evaluated.of(logits, labels) is None
+
+
+def test_an_example_whose_label_is_no_class_counts_nothing():
+    logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.1, 0.9]])
+    kept = Evaluated.of(
+        logits, np.array([-1, 0, 1]), np.arange(3 * 4, dtype="uint8").reshape(3, 2, 2).__getitem__
+    )
+    assert kept.confusion.tolist() == [[0, 1], [0, 1]]
+    assert kept.rows.tolist() == [1, 2] and kept.images[:, 0, 0, 0].tolist() == [4, 8]
 
 
 def test_a_file_of_other_arrays_is_none(tmp_path):

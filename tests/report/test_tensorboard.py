@@ -1,5 +1,8 @@
 """What TensorBoard's own readers find of a run: text, flags, histograms, images, norms, a profile."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,10 +12,11 @@ from tensorboard.util import tensor_util
 
 from tests.support.runs import main
 from trainer.report import summaries
-from trainer.report.evaluated import Evaluated
+from trainer.report.evaluated import WORST, Evaluated
 from trainer.report.reporter import Reporter
 from trainer.run import ending
 
+DIGITS = Path(__file__).resolve().parents[2] / "datasets" / "digits" / "digits_dataset_builder.py"
 FLAGS = (
     "--model=mnist_mlp(hidden=8)",
     "--dataset=digits",
@@ -23,6 +27,7 @@ FLAGS = (
     "--group=.*/w  adam  1e-3  name=kernels",
     "--group=.*  sgd(momentum=0.9)  1e-2  name=biases",
     "--log_every=5",
+    "--data_residency=host",  # of what lies on the device no step waits for input
     "--ema=0.9",
     "--histograms",
     "--profile=6:9",
@@ -101,6 +106,22 @@ def test_a_restore_has_its_receipt_there(workdir, tmp_path):
     assert text.count("\n") == 1 + 6 and "hidden1/w" in text
 
 
+def test_the_last_evaluation_keeps_the_worst_images_with_their_own_labels(workdir):
+    """Against the file that the split was made from, in whose order it is not."""
+    kept = Evaluated.read(workdir / "evaluation.npz")
+    made: dict = {"__file__": str(DIGITS)}
+    exec(DIGITS.read_text().partition("class Builder")[0], made)  # a second builder TFDS would refuse
+    scans, labels = made["read"]()
+    known = {made["enlarge"](scan).tobytes(): label for scan, label in zip(scans, labels, strict=True)}
+    assert [known[image.tobytes()] for image in kept.images] == kept.labels.tolist()
+    assert kept.step == 20 and len(kept.images) == WORST and kept.confusion.sum() == 40
+    assert sorted(kept.probability) == kept.probability.tolist() and set(kept.rows) <= set(range(40))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["arrays"]["confusion_matrix"] == kept.confusion.tolist()
+    assert [e.step for e in read(workdir / "tensorboard" / "eval").Images("worst_classified")] == [20]
+    assert "The worst-classified examples" in (workdir / "report.html").read_text()
+
+
 def test_the_confusion_matrix_and_the_worst_are_pictures(workdir, tmp_path):
     pytest.importorskip("matplotlib")
     from trainer.flags.config import Config
@@ -108,7 +129,9 @@ def test_the_confusion_matrix_and_the_worst_are_pictures(workdir, tmp_path):
 
     for name in ("metrics.jsonl", "plan.json"):
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
-    Evaluated.of(np.eye(4), np.array([0, 1, 2, 0]), np.full([4, 6, 5], 9, "uint8")).write(tmp_path)
+    Evaluated.of(np.eye(4), np.array([0, 1, 2, 0]), np.full([4, 6, 5], 9, "uint8").__getitem__).write(
+        tmp_path
+    )
     with Reporter(tmp_path, 20, 10) as reporter:
         assert ending.write_report(Config(), Workdir(tmp_path), reporter, 20) == tmp_path / "report.html"
     found = read(tmp_path / "tensorboard" / "eval")
@@ -116,5 +139,8 @@ def test_the_confusion_matrix_and_the_worst_are_pictures(workdir, tmp_path):
     assert (worst.width, worst.height, worst.step) == (8 * 5, 6, 20)
     pixels = tf.io.decode_png(worst.encoded_image_string).numpy()
     assert pixels[:, :20].tolist() == np.full([6, 20, 1], 9).tolist() and not pixels[:, 20:].any()
+    (event,) = found.Tensors("worst_classified_as")
+    text = tensor_util.make_ndarray(event.tensor_proto).item().decode()
+    assert text.splitlines()[2] == "| 0 | 3 | 0.17 | 3 |"  # 1 / (e + 3)
     (matrix,) = found.Images("confusion")
     assert tf.io.decode_png(matrix.encoded_image_string).shape[:2] == (matrix.height, matrix.width)

@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tests.support import harness
-from trainer.training.norms import Norms
 
 RULES = [
     ".*/bias  sgd  0.5  name=biases",
@@ -36,12 +35,17 @@ def made(**more):
 
 
 def measured(run, start):
-    """(numbers of step `start`, values before it, values after it)."""
+    """(numbers of the last of three steps from `start` on, values before that one, values after it)."""
     phase = next(p for p in run.phases if p.start <= start < p.stop)
-    train, norms = run.program.trainer(phase, run.feed), Norms(run.program.gradient_norms)
+    train = run.program.trainer(phase, run.feed)
+    kept = run.program.state.named()
+    kept = {name: (v, v.numpy()) for name, v in kept.items()}
+    assert int(train(run.feed.chunk(start, 2), tf.constant(2))) == 2
     before = run.values()
-    assert norms.measured(phase, lambda: int(train(run.feed.chunk(start, 1), tf.constant(1)))) == 1
-    return norms.taken(), before, run.values()
+    for v, value in kept.values():
+        v.assign(value)
+    assert int(train(run.feed.chunk(start, 3), tf.constant(3))) == 3
+    return run.program.norms.numbers(phase), before, run.values()
 
 
 def norm(arrays):
@@ -55,7 +59,7 @@ def test_norms_are_those_of_numpy(replicas, flags):
     run = made(strategy=harness.mirrored() if replicas == 2 else None, **flags)
     for start in (0, 4):
         if start == 4:
-            run.train(1, 4)
+            run.train(3, 4)
         numbers, before, after = measured(run, start)
         groups = {"biases": (["a/bias", "b/bias"], 0.5), "first": (["a/kernel"], 0.25)}
         if start == 4:
@@ -71,34 +75,19 @@ def test_norms_are_those_of_numpy(replicas, flags):
 
 
 def test_measuring_changes_no_bit():
-    one, other = made(), made()
-    one.train(0, 3)
-    other.train(0, 2)
-    measured(other, 2)
+    """However the steps are cut into calls, each of which measures its last one."""
+    one, other = made(clip_norm=0.05), made(clip_norm=0.05)
+    one.train(0, 4)
+    for step in range(4):
+        other.train(step, step + 1)
     for name, value in one.values().items():
         assert value.tobytes() == other.values()[name].tobytes(), name
 
 
-def test_numbers_are_taken_once_and_only_of_a_step_that_was_done():
-    run = made()
-    norms = Norms(run.program.gradient_norms)
-    assert norms.taken() == {}
-    norms.measured(run.phases[0], lambda: 0)
-    assert norms.taken() == {}
-    numbers, *_ = measured(run, 0)
-    assert set(numbers) == {"gradient_norm", "weight_norm", "update_ratio"}
-
-
-def test_the_compiled_step_gains_one_branch_and_little_else(monkeypatch):
-    def nodes(run):
-        function = run.program.trainer(run.phases[0], run.feed).get_concrete_function()
-        graph = function.graph.as_graph_def()
-        return [node.op for node in graph.node] + [n.op for f in graph.library.function for n in f.node_def]
-
-    with_norms = nodes(made())
-    monkeypatch.setattr("trainer.training.norms.GradientNorms.see", lambda *_: None)
-    without = nodes(made())
-    branches = [sum(op in ("If", "StatelessIf") for op in ops) for ops in (with_norms, without)]
-    assert branches == [1, 0]
-    # Two square sums and a few scalars for each of three variables, all of them inside the branch.
-    assert len(with_norms) - len(without) < 60
+@pytest.mark.parametrize(("flags", "branches"), [({}, 1), ({"clip_norm": 0.05}, 0)])
+def test_the_step_carries_a_branch_only_where_it_has_no_norm_of_its_own(flags, branches):
+    run = made(**flags)
+    function = run.program.trainer(run.phases[0], run.feed).get_concrete_function()
+    graph = function.graph.as_graph_def()
+    ops = [node.op for node in graph.node] + [n.op for f in graph.library.function for n in f.node_def]
+    assert sum(op in ("If", "StatelessIf") for op in ops) == branches

@@ -16,6 +16,7 @@ from trainer.errors import UserError
 from trainer.model.graphs import host_functions
 
 PROBED = 16  # examples that are decoded beforehand, twice, where Python does it
+TOGETHER = 1024  # elements that are passed over at a time
 GROUP = 64  # elements that are decoded by one call: half the time of one call each
 
 
@@ -105,6 +106,30 @@ def _bytes(groups: Any) -> list[Any]:
     flat = [part for group in groups for part in group]
     arrays = [getattr(part, "flat_values", part).numpy() for part in flat]
     return [a.tolist() if a.dtype == object else a.tobytes() for a in arrays]
+
+
+def some_of(split: Split, rows: np.ndarray) -> dict[str, Any]:
+    """A few decoded examples of a split, [rows, ...], by their places in it, int64 [rows].
+
+    Elements that can only be read in a row are read up to the last of them, and decoded no more than these.
+
+    Raises:
+      UserError: one of them cannot be read or decoded.
+    """
+    found = split.elements()
+    if isinstance(found, np.ndarray):
+        chosen: Any = found[rows]
+    else:
+        at, wanted = 0, dict[int, Any]()
+        for group in found.ordered().batch(TOGETHER).take(-(-(max(rows) + 1) // TOGETHER)):
+            wanted |= {row: group[row - at] for row in rows if at <= row < at + TOGETHER}
+            at += TOGETHER
+        chosen = tf.stack([wanted[row] for row in rows])
+    elements = tf.data.Dataset.from_tensor_slices(chosen)
+    made = decoder(split)
+    with telling(split, lambda: elements):
+        # Only code of the user's own may need a trace, which takes longer than a few examples do.
+        return (made if split.decode is None else tf.function(made))(tf.constant(chosen))
 
 
 def batch_of(split: Split) -> dict[str, Any]:

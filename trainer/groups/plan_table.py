@@ -7,6 +7,12 @@ from trainer.model.blocks import MOST_ROWS, fold, together
 
 UNTRAINED = "not trained"
 LEAST = 1e-3  # of a group's rate: with less a variable hardly trains
+_SHARED = {  # columns that become a sentence where all rows have the same
+    "trains": "Every trained variable trains in steps {}.",
+    "wd": "Every trained variable has weight decay {}.",
+    "moves": "State of layers that moves in the forward pass: {}.",
+    "start value": "Every start value comes from: {}.",
+}
 
 
 def table(
@@ -19,30 +25,11 @@ def table(
     below, and so does what all rows share. Variables fold by layer or block to at most `most` rows; None
     gives each its own.
     """
-    rows, at = plan["rows"], _columns_at(plan)
+    rows = plan["rows"]
     number = {rule: str(i) for i, rule in enumerate(plan["rules"], 1)}
-    deep = any("depth" in row for row in rows)
-    columns = {
-        "variable": [row["name"] for row in rows],
-        "shape": ["x".join(map(str, row["shape"])) or "scalar" for row in rows],
-        "trained by": [_trained_by(row, number) for row in rows],
-        **({"depth": [str(row.get("depth", "-")) for row in rows]} if deep else {}),
-        **({"factor": [_short(row["factor"]) if "depth" in row else "-" for row in rows]} if deep else {}),
-        **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in at},
-        "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
-        "moves": [row.get("moves") or "-" for row in rows],
-        "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
-        "state": [_size(row["state_bytes"]) for row in rows],
-        "start value": [row["start"] for row in rows],
-    }
-    folds, cells = _folded(rows, columns, most)
+    folds, cells = _folded(rows, _columns(plan, number), most)
     below = [f"rule {i}: {rule}" for rule, i in number.items()]
-    for column, sentence in (
-        ("trains", "Every trained variable trains in steps {}."),
-        ("wd", "Every trained variable has weight decay {}."),
-        ("moves", "State of layers that moves in the forward pass: {}."),
-        ("start value", "Every start value comes from: {}."),
-    ):
+    for column, sentence in _SHARED.items():
         values = set(cells[column]) - ({"-"} if column != "start value" else set())
         if len(values) == 1:
             del cells[column]
@@ -52,6 +39,25 @@ def table(
             f"{len(rows)} variables in {len(folds)} rows; plan.json and --mode=plan --full have one for each."
         )
     return list(cells), [list(row) for row in zip(*cells.values(), strict=True)], below
+
+
+def _columns(plan: Mapping[str, Any], number: Mapping[str, str]) -> dict[str, list[str]]:
+    """The cells of each column, one a variable."""
+    rows = plan["rows"]
+    deep = any("depth" in row for row in rows)
+    return {
+        "variable": [row["name"] for row in rows],
+        "shape": ["x".join(map(str, row["shape"])) or "scalar" for row in rows],
+        "trained by": [_trained_by(row, number) for row in rows],
+        **({"depth": [str(row.get("depth", "-")) for row in rows]} if deep else {}),
+        **({"factor": [_short(row["factor"]) if "depth" in row else "-" for row in rows]} if deep else {}),
+        **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in _columns_at(plan)},
+        "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
+        "moves": [row.get("moves") or "-" for row in rows],
+        "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
+        "state": [_size(row["state_bytes"]) for row in rows],
+        "start value": [row["start"] for row in rows],
+    }
 
 
 def _folded(

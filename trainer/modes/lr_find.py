@@ -32,7 +32,7 @@ def run(config: Config) -> int:
     lines = [test.line for test in found.values() if test.line]
     if lines:
         screen.note("For the flagfile, a tenth of the rate of the minimum, each group tested alone:", "bold")
-        screen.note("\n".join(lines))
+        screen.verbatim(lines)
     if to := _place(config):
         try:
             written = _write(list(found.values()), to)
@@ -75,7 +75,8 @@ def _write(tests: list[RangeTest], to: Path) -> list[Path]:
         marks = {"steepest descent": test.steepest, "minimum over ten": test.tenth}
         given = {label: rate for label, rate in marks.items() if rate is not None}
         curve = Swept(test.rates, test.change, given)
-        pictures.append(Chart(test.group, f"{test.group}: range test of the learning rate", curve))
+        title = f"{test.group}: range test of the learning rate"
+        pictures.append(Chart(test.group, title, curve, margins=(0.75, 0.5, 0.15, 0.1)))
     to.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for name, png in charts.pngs(pictures).items():

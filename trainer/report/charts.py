@@ -4,6 +4,7 @@ A chart is drawn once and is an SVG for a page whose style sheet gives the colou
 read in light and dark, or a PNG in the colours of the light page.
 """
 
+import contextlib
 import html
 import io
 import re
@@ -61,18 +62,32 @@ class Chart:
     size: tuple[float, float] = (4.4, 2.7)
     margins: tuple[float, float, float, float] = (0.6, 0.42, 0.12, 0.1)
 
-    def figure(self, colours: Mapping[str, str]) -> Any:
-        """The drawn `Figure`. Not by pyplot, which looks for a screen and keeps every figure."""
+    def figure(self, colours: Mapping[str, str], above: float = 0.0) -> Any:
+        """The drawn `Figure`, with so many inches above it for a title.
+
+        Not by pyplot, which looks for a screen and keeps every figure.
+        """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=self.size)
         (width, height), (left, bottom, right, top) = self.size, self.margins
+        height, top = height + above, top + above
+        figure = Figure(figsize=(width, height))
         box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
         # A layout engine would find the margins by drawing all twice.
         axes = figure.add_axes(box)
         axes.set_axisbelow(True)
         self.draw(axes, colours)
         return figure
+
+
+def load() -> None:
+    """Loads what drawing needs, ahead of it; where that is not there, drawing says so."""
+    with contextlib.suppress(Exception):  # an installation that is broken may raise anything
+        from matplotlib import figure, font_manager
+        from matplotlib.backends import backend_agg, backend_svg
+
+        del figure, backend_agg, backend_svg
+        font_manager.findfont("DejaVu Sans")
 
 
 def svgs(charts: Sequence[Chart]) -> dict[str, str]:
@@ -89,9 +104,9 @@ def pngs(charts: Sequence[Chart]) -> dict[str, bytes]:
     found = {}
     with _style(light):
         for chart in charts:
-            file, figure = io.BytesIO(), chart.figure(light)
+            file, figure = io.BytesIO(), chart.figure(light, above=0.25)
             figure.axes[0].set_title(chart.title, loc="left", fontsize=10)
-            figure.savefig(file, format="png", dpi=160, facecolor="white", bbox_inches="tight")
+            figure.savefig(file, format="png", dpi=160, facecolor="white")
             found[chart.name] = file.getvalue()
     return found
 

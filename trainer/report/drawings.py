@@ -13,6 +13,7 @@ from trainer.report.history import Series
 POINTS = 600  # of a curve, at most
 ENTRIES = 8  # of a legend, which beyond that would hide the curves
 LABELLED = 20  # classes of a confusion matrix whose cells have room for a number
+SHORT = 10  # characters of a class at an axis of it
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -116,8 +117,10 @@ class Confusion:
                 axes.add_patch(_cell(i, j, colours["s0"], float(0.08 + 0.5 * share[i, j])))
                 text = f"{self.counts[i, j]:,}"
                 axes.text(j, i, text, ha="center", va="center", fontsize=min(8, 80 / count))
-            axes.set_xticks(range(count), [_short(c, 10) for c in self.classes], rotation=90 * (count > 10))
-            axes.set_yticks(range(count), [_short(c, 10) for c in self.classes])
+            axes.set_xticks(
+                range(count), [_short(c, SHORT) for c in self.classes], rotation=90 * (count > 10)
+            )
+            axes.set_yticks(range(count), [_short(c, SHORT) for c in self.classes])
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")

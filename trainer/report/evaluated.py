@@ -4,9 +4,9 @@ Arrays of a bounded size, whatever the split's: the confusion matrix and the exa
 A file that is damaged, or not of these arrays, counts as none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,11 +16,8 @@ SIDE = 96  # pixels of a kept image, at most
 CLASSES = 1000  # more make a matrix that is no longer small
 
 
-class Rows(Protocol):
-    """Images [N, height, width] or [N, height, width, channels], of which a few rows are asked for."""
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        """The images of these row numbers."""
+# Numbers of a few examples of a split -> their images, [K, height, width] or [K, height, width, channels].
+Images = Callable[[np.ndarray], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -51,16 +48,18 @@ class Evaluated:
         cls,
         logits: np.ndarray,
         labels: np.ndarray,
-        images: Rows | None = None,
+        images: Images | None = None,
         classes: tuple[str, ...] = (),
         step: int = 0,
     ) -> "Evaluated | None":
         """Of a whole split; None where it is too large for a matrix or not of a classifier.
 
+        An example whose label is none of the classes (-1, say) counts nothing.
+
         Args:
           logits: [N, C]; softmax makes them probabilities.
-          labels: integers [N] in 0 .. C - 1.
-          images: of the split's N examples, asked for the worst only. Integers are taken as 0 to 255,
+          labels: integers [N].
+          images: gives those of the worst, by their numbers in the split. Integers are taken as 0 to 255,
             floats are stretched from their least to their greatest value.
           classes: C names; the numbers where not given.
           step: of the run.
@@ -75,21 +74,25 @@ class Evaluated:
         if logits.ndim != 2 or labels.shape != logits.shape[:1] or not 2 <= logits.shape[1] <= CLASSES:
             return None
         count = logits.shape[1]
-        if not np.issubdtype(labels.dtype, np.integer) or np.any((labels < 0) | (labels >= count)):
+        if not np.issubdtype(labels.dtype, np.integer):
             return None
+        known = np.flatnonzero((labels >= 0) & (labels < count))
+        logits, labels = logits[known], labels[known]
         wide = logits.astype(np.float64)
         wide -= wide.max(1, keepdims=True)
         of_label = wide[np.arange(len(labels)), labels] - np.log(np.exp(wide).sum(1))
         predicted = logits.argmax(1)
-        rows = np.argsort(np.nan_to_num(of_label, nan=-np.inf), kind="stable")[:WORST]
+        worst = np.argsort(np.nan_to_num(of_label, nan=-np.inf), kind="stable")[:WORST]
+        rows = known[worst]
+        shown = images(rows) if images and len(rows) else None
         return cls(
             np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count),
             tuple(map(str, classes)) if len(classes) == count else tuple(map(str, range(count))),
             rows,
-            labels[rows].astype(np.int64),
-            predicted[rows],
-            np.exp(of_label[rows]).astype(np.float32),
-            None if images is None else _small(np.asarray(images[rows])),
+            labels[worst].astype(np.int64),
+            predicted[worst],
+            np.exp(of_label[worst]).astype(np.float32),
+            None if shown is None else _small(np.asarray(shown)),
             step,
         )
 
@@ -133,6 +136,12 @@ class Evaluated:
             and all(0 <= label < count for label in (*self.labels, *self.predicted))
             and (self.images is None or _are_images(self.images, kept))
         )
+
+    def worst(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and a row for each of the worst examples: what it is, what it was taken for."""
+        given = zip(self.labels, self.predicted, self.probability, self.rows, strict=True)
+        rows = [[self.classes[a], self.classes[b], f"{p:.2g}", str(row)] for a, b, p, row in given]
+        return ["label", "taken for", "probability of the label", "row of the split"], rows
 
     def per_class(self) -> list[tuple[str, int, float, float, float]]:
         """(class, examples, precision, recall, F1) of each; NaN where it was never met or never said."""

@@ -92,7 +92,8 @@ def _run(history: History, drawn: Mapping[str, str]) -> str:
         _section("Which group trained when", _charts(["timeline"], pictures, drawn) + _groups(history)),
     ]
     if kept:
-        parts.append(_section(f"The evaluation at step {kept.step:,}", _evaluated(kept, pictures, drawn)))
+        shown = _evaluated(kept, pictures, drawn)
+        parts.append(_section(f"The evaluation at step {kept.step:,}", shown, "evaluation"))
     parts += [_receipt(history), _plan(history), _environment(history), _repeat(history)]
     return "\n".join(filter(None, parts))
 
@@ -141,9 +142,8 @@ def _evaluated(kept: Evaluated, pictures: Mapping[str, Chart], drawn: Mapping[st
     if kept.images is not None:
         parts.append("<h3>The worst-classified examples</h3>")
         parts.append('<div class="images">')
-        for i, image in enumerate(kept.images):
-            label, said = kept.classes[kept.labels[i]], kept.classes[kept.predicted[i]]
-            text = f"{label}, taken for {said}; p({label}) {kept.probability[i]:.2g}; row {kept.rows[i]}"
+        for image, (label, said, share, row) in zip(kept.images, kept.worst()[1], strict=True):
+            text = f"{label}, taken for {said}; p({label}) {share}; row {row}"
             source = base64.b64encode(_png(image)).decode()
             shown = f'<img alt="{_text(text)}" src="data:image/png;base64,{source}">'
             parts.append(f"<figure>{shown}<figcaption>{_text(text)}</figcaption></figure>")
@@ -218,8 +218,9 @@ def _comparison(comparison: Comparison, drawn: Mapping[str, str]) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
-    return f"<h2>{_text(title)}</h2>\n{body}" if body else ""
+def _section(title: str, body: str, anchor: str = "") -> str:
+    named = f' id="{anchor}"' if anchor else ""
+    return f"<h2{named}>{_text(title)}</h2>\n{body}" if body else ""
 
 
 def _folded(title: str, body: str) -> str:

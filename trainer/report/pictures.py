@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from trainer.report.charts import Chart
 from trainer.report.compare import Comparison
-from trainer.report.drawings import Confusion, Curves, Timeline
+from trainer.report.drawings import SHORT, Confusion, Curves, Timeline
 from trainer.report.history import History, Series
 
 METRICS = 12  # charts of metrics, at most
@@ -41,7 +41,9 @@ def _of_run(history: History) -> Iterator[Chart]:
     for name, title in _BY_GROUP.items():
         series = history.by_group(name)
         if any(steps for steps, _ in series.values()):
-            yield Chart(name, title, Curves(series, phases))
+            # Rates that fall to nothing are read on an axis from 0, unless some group's are far smaller.
+            zero = name == "learning_rate" and _alike(series)
+            yield Chart(name, title, Curves(series, phases, zero=zero))
     for name, title in _OF_THE_RUN.items():
         steps, values = history.curve(name)
         if any(values) if name in ("skipped_steps", "input_wait") else values:
@@ -49,7 +51,8 @@ def _of_run(history: History) -> Iterator[Chart]:
     yield from _timeline(history)
     if kept := history.evaluated:
         confusion = Confusion(kept.confusion, kept.classes)
-        yield Chart("confusion", "Confusion matrix", confusion, (4.4, 4.4), (0.8, 0.8, 0.1, 0.1))
+        room = 0.5 + 0.065 * min(max(map(len, kept.classes)), SHORT)  # for the names, inches
+        yield Chart("confusion", "Confusion matrix", confusion, (4.4, 4.4), (room, room, 0.1, 0.1))
 
 
 def _timeline(history: History) -> Iterator[Chart]:
@@ -71,6 +74,12 @@ def of_runs(comparison: Comparison) -> list[Chart]:
         curves = Curves(_kept(series), points=frozenset(series))
         pictures.append(Chart(f"metric{index}", name, curves))
     return pictures
+
+
+def _alike(series: Mapping[str, Series]) -> bool:
+    """Whether the greatest values of the curves are of one order of magnitude."""
+    peaks = [max(values) for _, values in series.values() if values]
+    return min(peaks) > 0 and max(peaks) < 15 * min(peaks)
 
 
 def _filled(series: Mapping[str, Series]) -> dict[str, Series]:

@@ -80,7 +80,7 @@ class Reporter:
 
     Attributes:
       arrays: of the last evaluation, `{name: array}`.
-      rows: of the last evaluation, the model's outputs for each example of the split.
+      rows: the step of the last evaluation, and the model's outputs then for each example of the split.
       show_groups: a table of the groups below the bar; on a pipe, their update ratios at each log point.
     """
 
@@ -99,7 +99,7 @@ class Reporter:
         self.screen = screen or Screen()
         self._stop = False
         self.arrays: dict[str, Any] = {}
-        self.rows: Mapping[str, Any] = {}
+        self.rows: tuple[int, Mapping[str, Any]] = 0, {}
         self._told: set[str] = set()
         self._hooks = hooks
         self.show_groups = False
@@ -184,6 +184,10 @@ class Reporter:
     def histograms(self, step: int, arrays: Mapping[str, Any]) -> None:
         """For TensorBoard: how the values of each array are spread."""
         self._curves.add("train", step, summaries.histograms(arrays))
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """For TensorBoard: a page of Markdown on an evaluation."""
+        self._curves.add("eval", step, summaries.text(name, markdown))
 
     def image(self, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
         """For TensorBoard: a picture, `size` its width and height in pixels."""

@@ -1,6 +1,7 @@
 """What a person sees: sentences, tables, and one progress bar on a terminal."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -83,6 +84,14 @@ class Screen:
         encoding = self._stream.encoding or "utf-8"
         shown = text.encode(encoding, "backslashreplace").decode(encoding)
         self._write(lambda: print(shown, file=self._stream, flush=True))
+
+    def verbatim(self, lines: Iterable[str]) -> None:
+        """Prints lines that are to be copied: broken by the terminal alone, of which a copy shows nothing."""
+        for line in lines:
+            if self.terminal and not self.quiet:
+                self._write(functools.partial(self._console.print, Text(printable(line)), soft_wrap=True))
+            else:
+                self.note(line)
 
     def warn(self, sentence: str) -> None:
         """Says something that should not be overlooked."""

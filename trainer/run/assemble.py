@@ -156,9 +156,14 @@ class Assembled:
         batch = self.parts.clock.batch
         return training_feed(self.residency, self.split, self.built.share, batch, self.config.seed)
 
+    @property
+    def evaluation_split(self) -> Split | None:
+        """As the model sees it; None with `--eval_split=none`."""
+        return build.evaluation_split(self.config, self.built, self.split.source)
+
     def evaluation_feed(self) -> Feed | None:
         """Every example of the evaluation split once; None with `--eval_split=none`."""
-        split = build.evaluation_split(self.config, self.built, self.split.source)
+        split = self.evaluation_split
         return evaluation(self.config, self.built, split) if split else None
 
 

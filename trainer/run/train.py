@@ -26,6 +26,7 @@ from trainer.run.resume import Resume
 from trainer.run.start import initialise
 from trainer.run.workdir import Workdir
 from trainer.signals import Stop
+from trainer.text import aligned
 from trainer.training.evaluation import evaluator
 from trainer.training.loop import Loop
 from trainer.training.profile import Profile
@@ -174,26 +175,31 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
     show_plan(reporter.screen, plan)
     if workdir and begun.chief:
         workdir.record(plan, made.config, environment(made))
+        ending.forget(workdir, start if begun.resumed else -1)
         ending.describe(reporter, workdir, plan, made.config, int(program.state.step.numpy()))
     program.stop.assign(False)
     if begun.stop:
         begun.stop.request = lambda: program.stop.assign(True)
     _check_workers(program, "start values", "All must read the same --workdir and the same --init_from.")
-    result = _run(loop, saved if begun.chief else None, start)
+    try:
+        result = _run(loop, saved if begun.chief else None, start)
+    except UserError:
+        _leave(begun, program)
+        raise
     if result.stopped:
         by = agreement.from_first(program.strategy, lambda: "a hook" if reporter.stop else "a signal")
         result.hooked = by == "a hook"
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
     reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
     if workdir and begun.chief:
-        ending.keep_evaluated(workdir, reporter, plan, result.step)
-        report = ending.write_report(made.config, workdir, reporter, result.step)
-        next_rows = ending.where_next(made.config, workdir, result, report)
-        reporter.screen.table("Next", ("what", "where or how"), next_rows)
+        next_rows = ending.where_next(made.config, workdir, result, _leave(begun, program))
+        reporter.note("Next")
+        reporter.screen.verbatim(aligned(next_rows))
     return result
 
 
 def _loop(begun: _Begun, program: Program, saved: saving.Checkpoints | None) -> Loop:
+    """The loop of a run, with all that happens between its steps."""
     made, reporter = begun.made, begun.reporter
     examples = made.evaluation_feed()
     weights = ("raw", "ema") if made.config.ema is not None else ("raw",)
@@ -210,7 +216,21 @@ def _loop(begun: _Begun, program: Program, saved: saving.Checkpoints | None) -> 
         judge=lambda numbers: made.judge.judge(numbers, program.strategy),
         profile=begun.profile,
         histograms=made.config.histograms,
+        meanwhile=lambda: ending.load_ahead(made.config) if saved and begun.chief else None,
     )
+
+
+def _leave(begun: _Begun, program: Program) -> Path | None:
+    """The page of a run that ends, however it does; returns where it is."""
+    if not begun.workdir or not begun.chief:
+        return None
+    try:
+        begun.reporter.check()
+    except UserError:  # the directory is another one now, and the run ends for that
+        return None
+    ending.keep_evaluated(begun.workdir, begun.reporter, begun.made)
+    step = int(program.state.step.numpy())
+    return ending.write_report(begun.made.config, begun.workdir, begun.reporter, step)
 
 
 def _profiled(made: Assembled) -> tuple[int, int] | None:

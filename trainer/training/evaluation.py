@@ -76,7 +76,7 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
                 reporter.warn(without_weight(name))
             told.update(weightless)
             reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **numbers}, arrays)
-            reporter.rows = rows
+            reporter.rows = step, rows
         return results[weights[-1]].numbers
 
     return all_kinds

@@ -17,6 +17,7 @@ from trainer.model.names import ModelVariable
 from trainer.model.returns import rows_of
 from trainer.model.scope import Scope
 from trainer.training import packing, window
+from trainer.training.norms import by_group
 from trainer.training.state import TrainState
 
 
@@ -50,6 +51,7 @@ class StepResult(NamedTuple):
       before: `{variable name: value}` to put back where the step is skipped.
       stopping: bool scalar, some worker wants to stop after this step.
       finite: bool scalar, loss and gradient norm are finite.
+      norms: of each active group's gradient, [groups]; [0] where the step itself has no need of them.
     """
 
     gradients: list[Any]
@@ -58,6 +60,7 @@ class StepResult(NamedTuple):
     before: dict[str, tf.Tensor]
     stopping: tf.Tensor
     finite: tf.Tensor
+    norms: tf.Tensor
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ class Gradients:
         factor = None
         if self.state.scale is not None:
             factor = 1 / self.state.scale.read_value()
-        finite = result.finite
+        finite, norms = result.finite, result.norms
         if self.gated or self.settings.clip_norm:
-            norm = tf.sqrt(packing.square_sum(gradients))
+            squares = self.squares(phase, gradients)
+            norm, norms = tf.sqrt(tf.reduce_sum(squares)), tf.sqrt(squares)
             if factor is not None:
                 norm *= tf.cast(factor, norm.dtype)
             finite = tf.math.is_finite(norm) & tf.math.is_finite(window.loss_sum(result.sums))
@@ -108,7 +112,13 @@ class Gradients:
                 factor = shrink if factor is None else tf.cast(factor, norm.dtype) * shrink
         if factor is not None:
             gradients = [packing.scaled(g, factor) for g in gradients]
-        return result._replace(gradients=gradients, finite=finite)
+            norms *= tf.cast(factor, norms.dtype)
+        return result._replace(gradients=gradients, finite=finite, norms=norms)
+
+    def squares(self, phase: Phase, gradients: Sequence[Any]) -> tf.Tensor:
+        """[groups]: square norms of the active groups' gradients; those of the active variables in order."""
+        names = [v.name for v in self.active(phase)]
+        return packing.square_sums(by_group(phase, dict(zip(names, gradients, strict=True))))
 
     def reduced(self, phase: Phase, feed: Feed, drawn: Any) -> StepResult:
         """The step's sums over the replicas, each the same on every replica; nothing is checked yet."""
@@ -121,7 +131,8 @@ class Gradients:
             updates = _averaged(context, updates, before)
         still = {v.name for v in self.state.variables if not moves(v, phase)}
         updates |= {name: value for name, value in before.items() if name in still}
-        return StepResult(gradients, sums, updates, before, stopping > 0, tf.constant(True))
+        true, none = tf.constant(True), tf.zeros([0])
+        return StepResult(gradients, sums, updates, before, stopping > 0, true, none)
 
     def plain(self) -> dict[str, tf.Tensor]:
         """The values of the plain variables that a forward pass writes, to be put back."""

@@ -22,7 +22,6 @@ from trainer.training import window
 from trainer.training.evaluation import Evaluate
 from trainer.training.failures import remedy, what_failed
 from trainer.training.health import REMEDY, TOO_LARGE, Health
-from trainer.training.norms import Norms
 from trainer.training.profile import Profile
 from trainer.training.program import Program
 from trainer.training.result import Result
@@ -48,6 +47,7 @@ class Loop:
       save_evaluated: save at every evaluation too, so that the best one is there to keep.
       profile: of some of the steps.
       histograms: whether to report the trained weights at each log point.
+      meanwhile: called when the device is about to train for a while; what it starts must not be waited for.
       judge: says of the results of an evaluation by which condition they end the run, or "".
       whole: whether the state is one that a checkpoint may hold; an error can leave it half a step on.
     """
@@ -65,9 +65,11 @@ class Loop:
     profile: Profile = field(default_factory=Profile)
     histograms: bool = False
     whole: bool = True
+    meanwhile: Callable[[], None] = lambda: None
     _pace: float = 0.0  # steps a second, of the last call
     _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
+    _passed_over: bool = False  # in the last call: what it measured is of a step that was not done
     _saved: int = 0
     _evaluating: bool = False
     _told: set[str] = field(default_factory=set)
@@ -88,7 +90,6 @@ class Loop:
         first = self._saved = result.step
         self._logged = (first, 0.0)
         self._skipped = int(self.program.state.skipped.numpy())
-        self._norms = Norms(self.program.gradient_norms)
         try:
             if self.evaluate_first and self.evaluate:
                 self._evaluate(result)
@@ -173,33 +174,23 @@ class Loop:
         began, copy = time.perf_counter(), self._health.copy()
         try:
             with reading(self.feed, step, n):
-                done = self._steps(train, phase, step, n)
+                done = int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
         except KeyboardInterrupt:
             if copy and self._health.sick():
                 self._health.back(copy)
             raise
-        if sick := self._health.sick():
+        sick = self._health.sick()
+        self._passed_over = bool(sick)
+        if sick:
             self._again(train, copy, range(step, step + n), sick)
         seconds = time.perf_counter() - began
         if not self._pace:  # it compiled as well: rates count from its end
             logged, trained = self._logged
             self._logged = logged + done, trained + seconds
+            self.meanwhile()
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
-
-    def _steps(self, train: Any, phase: Phase, step: int, n: int) -> int:
-        """`n` steps from `step` on, the one that ends at a log point apart, to be measured; how many."""
-        if not self.events.due(self.events.log, step + n):
-            return self._run(train, step, n)
-        done = self._run(train, step, n - 1) if n > 1 else 0
-        if done < n - 1 or self.program.stopped.numpy():
-            return done
-        return done + self._norms.measured(phase, lambda: self._run(train, step + done, 1))
-
-    def _run(self, train: Any, step: int, n: int) -> int:
-        """A call of the compiled loop; how many steps it did."""
-        return int(train(self.feed.chunk(step, n), tf.constant(n)).numpy())
 
     def _again(self, train: Any, copy: Any, steps: range, sick: list[str]) -> None:
         """Finds the steps of a call whose update is not finite, and halts there or passes over them.
@@ -259,7 +250,7 @@ class Loop:
                 "epoch": step / self.reporter.steps_per_epoch,
                 **values,
                 "learning_rate": rates,
-                **self._norms.taken(),
+                **({} if self._passed_over else self.program.norms.numbers(phase)),
                 "examples_per_second": rate,
                 **self._input_wait(rate),
                 "skipped_steps": int(state.skipped.numpy()),

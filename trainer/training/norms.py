@@ -1,122 +1,62 @@
-"""Norms by group at a log point: of the gradient, of the weights, and of what the step made of them.
+"""Norms by group of the last step of a call: of the gradient, of the weights, and of what the step changed.
 
-Only the step that ends at a log point is measured. It is a call of its own, so that the weights before
-and after it are there to be compared; the same compiled loop runs it, in which `GradientNorms` adds one
-branch that every other step passes by.
+A call of the compiled loop runs its steps in two legs: all but the last one, then that one. The weights are
+read where a leg begins and compared where it ends, so that no step carries anything of it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.groups.phases import Group, Phase
+from trainer.devices.replicas import copies
+from trainer.groups.phases import Phase
 from trainer.training import packing
 
-
-class GradientNorms:
-    """The square norm of each group's gradient, kept of a step that is watched.
-
-    Attributes:
-      watched: bool variable; set it for a call whose last step is to be measured.
-    """
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self._names = list(dict.fromkeys(group.name for group in groups))
-        with tf.device("CPU:0"):
-            self.watched = tf.Variable(False, trainable=False)
-            self._squares = tf.Variable(tf.zeros([len(self._names)], tf.float64), trainable=False)
-
-    def see(self, phase: Phase, gradients: Mapping[str, Any]) -> None:
-        """In a step, cross-replica context: keeps the norms of `gradients`, by variable name, if watched.
-
-        They are what the optimizers get: reduced over the replicas, unscaled and clipped.
-        """
-
-        def keep() -> tf.Tensor:
-            squares = {name: tf.zeros([], tf.float64) for name in self._names}
-            for group in phase.active:
-                own = [gradients[v.name] for v in group.variables]
-                squares[group.name] += tf.cast(packing.square_sum(own), tf.float64)
-            self._squares.assign(tf.stack(list(squares.values())))
-            return tf.constant(True)
-
-        tf.cond(self.watched.read_value(), keep, lambda: tf.constant(False))
-
-    def numbers(self) -> dict[str, float]:
-        """The norms of the last watched step, by group."""
-        return dict(zip(self._names, map(float, np.sqrt(self._squares.numpy())), strict=True))
+NAMES = ("gradient_norm", "weight_norm", "update_ratio")
 
 
-@dataclass
+def by_group(phase: Phase, values: Mapping[str, Any]) -> list[list[Any]]:
+    """What stands in `values` by variable name, for the variables of each group of a phase."""
+    return [[values[v.name] for v in group.variables] for group in phase.active]
+
+
 class Norms:
-    """What is measured of the step that ends at a log point.
+    """What the last call of the compiled loop has measured of its last step."""
 
-    Attributes:
-      gradients: see there.
-    """
+    def __init__(self) -> None:
+        with tf.device("CPU:0"):
+            self._found = tf.Variable(tf.zeros([3, 0], tf.float64), trainable=False, shape=[3, None])
 
-    gradients: GradientNorms
-    _by_group: dict[str, dict[str, float]] = field(default_factory=dict)
-    _compiled: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    def weights(self, phase: Phase) -> list[list[tf.Tensor]]:
+        """The weights that train in a phase, by group, as they stand. In a step; no copy until one moves."""
+        return [[copies(v.value)[0].read_value() for v in group.variables] for group in phase.active]
 
-    def measured(self, phase: Phase, step: Any) -> int:
-        """Runs `step()`, a call of one step that returns how many were done, and measures it."""
-        read, compare = self._functions(phase)
-        before = read()
-        self.gradients.watched.assign(True)
-        try:
-            done = int(step())
-        finally:
-            self.gradients.watched.assign(False)
-        weights, updates = np.sqrt(compare(*before).numpy())
-        of_gradients = self.gradients.numbers()
-        self._by_group = {}
-        if done:
-            names = [group.name for group in phase.active]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                ratios = updates / weights
-            self._by_group = {
-                "gradient_norm": {name: of_gradients[name] for name in names},
-                "weight_norm": dict(zip(names, map(float, weights), strict=True)),
-                "update_ratio": dict(zip(names, map(float, ratios), strict=True)),
-            }
-        return done
+    def of(self, phase: Phase, before: Sequence[Sequence[tf.Tensor]], gradients: tf.Tensor) -> tf.Tensor:
+        """float64 [3, groups] of a phase: norms of gradients, of the weights, and of their change.
 
-    def taken(self) -> dict[str, dict[str, float]]:
-        """`{number: {group: value}}` of the step measured last, once; {} where none was."""
-        found, self._by_group = self._by_group, {}
-        return found
-
-    def _functions(self, phase: Phase) -> tuple[Any, Any]:
-        """The weights of a phase's groups, flat, and of those before float64 [2, groups]: the square sums of
-        what they are now and of the change.
+        Args:
+          phase: of the step.
+          before: `weights` before it.
+          gradients: [groups], the norms of what the optimizers got in it.
         """
-        if phase.start not in self._compiled:
-            groups = [[v.value for v in group.variables] for group in phase.active]
-            flat = [v for own in groups for v in own]
+        now = self.weights(phase)
+        moved = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(now, before, strict=True)]
+        squares = [packing.square_sums(groups) for groups in (now, moved)]
+        return tf.stack([tf.cast(x, tf.float64) for x in (gradients, *map(tf.sqrt, squares))])
 
-            @tf.function(autograph=False)
-            def read() -> list[tf.Tensor]:
-                return [v.read_value() for v in flat]
+    def keep(self, found: tf.Tensor) -> None:
+        """Keeps what `of` gave, for the host to ask for."""
+        self._found.assign(found)
 
-            @tf.function(autograph=False)
-            def compare(*before: tf.Tensor) -> tf.Tensor:
-                old, sums = iter(before), []
-                for own in groups:
-                    now = [v.read_value() for v in own]
-                    sums.append((_square_sum(now), _square_sum([a - next(old) for a in now])))
-                return tf.transpose(tf.stack(sums))
-
-            # Concrete ones, as a call of hundreds of arguments spends its time on their types otherwise.
-            specs = [tf.TensorSpec(v.shape, v.dtype) for v in flat]
-            self._compiled = {
-                phase.start: (read.get_concrete_function(), compare.get_concrete_function(*specs))
-            }
-        return self._compiled[phase.start]
-
-
-def _square_sum(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.cast(packing.square_sum(tensors), tf.float64)
+    def numbers(self, phase: Phase) -> dict[str, dict[str, float]]:
+        """`{number: {group: value}}` of the last step of the last call, which was of `phase`."""
+        gradients, weights, updates = self._found.numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rows = gradients, weights, updates / weights
+        groups = [group.name for group in phase.active]
+        return {
+            name: dict(zip(groups, map(float, row), strict=True))
+            for name, row in zip(NAMES, rows, strict=True)
+        }

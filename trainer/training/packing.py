@@ -36,10 +36,10 @@ def shrink(norm: tf.Tensor, most: float) -> tf.Tensor:
     return limit / tf.maximum(norm, limit)
 
 
-def square_sum(gradients: Sequence[Any]) -> tf.Tensor:
-    """Sum of squares over all elements; each row of a `tf.IndexedSlices` must be there once."""
-    parts = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-    return tf.add_n([2 * tf.nn.l2_loss(part) for part in parts])
+def square_sums(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
+    """[groups]: sums of squares over all elements; each row of a `tf.IndexedSlices` must be there once."""
+    values = [[g.values if isinstance(g, tf.IndexedSlices) else g for g in group] for group in groups]
+    return 2 * tf.stack([tf.add_n([tf.nn.l2_loss(part) for part in parts]) for parts in values])
 
 
 def distinct(gradient: Any) -> Any:

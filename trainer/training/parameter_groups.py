@@ -89,7 +89,7 @@ class ParameterGroups:
             gradients, _ = packing.all_reduce(context, gradients, ())
         gradients = [packing.distinct(g) for g in gradients]
         if self.clip_norm is not None:
-            factor = packing.shrink(tf.sqrt(packing.square_sum(gradients)), self.clip_norm)
+            factor = packing.shrink(tf.sqrt(packing.square_sums([gradients])[0]), self.clip_norm)
             gradients = [packing.scaled(g, factor) for g in gradients]
 
         def update(strategy: tf.distribute.Strategy, gradients: Sequence[Any]) -> None:

@@ -21,7 +21,7 @@ from trainer.model.outputs import Outputs
 from trainer.training import window
 from trainer.training.forward import Forward
 from trainer.training.gradients import Gradients, Settings, StepResult, staged
-from trainer.training.norms import GradientNorms
+from trainer.training.norms import Norms
 from trainer.training.split_metrics import Rows
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
@@ -64,7 +64,7 @@ class Program:
             # Whether the last call ended so: on all workers alike, whichever of them was asked to stop.
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
-        self.gradient_norms = GradientNorms([o.group for o in state.optimizers])
+        self.norms = Norms()
         self.gradient_half = Gradients(
             staged(module.loss),
             staged(module.preprocess) if module.preprocess else None,
@@ -79,25 +79,40 @@ class Program:
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         """The compiled loop of one phase: `(chunk, n) -> steps done`, n an int32 scalar tensor.
 
-        Less than n steps are done when `stop` was set or a step halted. Layers that are frozen in this
-        phase run as `trainable=False` from now on.
+        Less than n steps are done when `stop` was set or a step halted. Of the n-th `norms` tells. Layers
+        that are frozen in this phase run as `trainable=False` from now on.
         """
         self.frozen.enter(phase.names, phase.still)
         halts = self.settings.on_nonfinite == "halt"
-
-        def step(i: tf.Tensor, _: tf.Tensor, chunk: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            return i + 1, self._step(phase, feed, feed.draw(chunk, i))
+        dtype = self.gradient_half.active(phase)[0].value.dtype
 
         # AutoGraph is for the user's functions alone: it would take seconds over ours at every start.
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
         def train(chunk: Any, n: tf.Tensor) -> tf.Tensor:
-            def more(i: tf.Tensor, stopping: tf.Tensor) -> tf.Tensor:
-                go = tf.logical_and(i < n, tf.logical_not(stopping))
-                return tf.logical_and(go, tf.logical_not(self.halted)) if halts else go
+            def before(end: tf.Tensor) -> Callable[..., tf.Tensor]:
+                def more(i: tf.Tensor, stopping: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+                    go = tf.logical_and(i < end, tf.logical_not(stopping))
+                    return tf.logical_and(go, tf.logical_not(self.halted)) if halts else go
 
-            start = (tf.constant(0), tf.constant(False))
-            done, stopping = tf.while_loop(more, lambda i, was: step(i, was, chunk), start)
+                return more
+
+            def leg(
+                i: tf.Tensor, stopping: tf.Tensor, _: tf.Tensor
+            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+                last, weights = i >= n - 1, self.norms.weights(phase)
+
+                def step(i: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                    return i + 1, *self._step(phase, feed, feed.draw(chunk, i), last)
+
+                start = (i, stopping, tf.zeros([len(phase.active)], dtype))
+                i, stopping, norms = tf.while_loop(before(tf.where(last, n, n - 1)), step, start)
+                return i, stopping, self.norms.of(phase, weights, norms)
+
+            nothing = tf.zeros([3, len(phase.active)], tf.float64)
+            start = (tf.constant(0), tf.constant(False), nothing)
+            done, stopping, norms = tf.while_loop(before(n), leg, start)
             self.stopped.assign(stopping)
+            self.norms.keep(norms)
             return done
 
         return train
@@ -139,7 +154,7 @@ class Program:
 
     def pass_over(self) -> None:
         """Counts the next step as one that was not finite and changed nothing; computes nothing of it."""
-        nothing = StepResult([], tf.zeros([]), {}, {}, tf.constant(False), tf.constant(False))
+        nothing = StepResult([], tf.zeros([]), {}, {}, *3 * [tf.constant(False)])
         tf.function(lambda: self.apply_half.skip(nothing), autograph=False)()
 
     @property
@@ -170,15 +185,19 @@ class Program:
 
         return compute
 
-    def _step(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
-        """One step; returns whether the loop is to stop after it."""
+    def _step(self, phase: Phase, feed: Feed, drawn: Any, watched: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One step: (whether the loop is to stop after it, norms of its gradients if it is `watched`)."""
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
         parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
-        names = [v.name for v in self.gradient_half.active(phase)]
-        self.gradient_norms.see(phase, dict(zip(names, (local(g)[0] for g in result.gradients), strict=True)))
+        norms = local(result.norms)[0]
+        if not norms.shape[0]:  # the step has no need of them, and shall not pay for them
+            own = [local(g)[0] for g in result.gradients]
+            squares = lambda: self.gradient_half.squares(phase, own)  # noqa: E731
+            nothing = lambda: tf.zeros([len(phase.active)], own[0].dtype)  # noqa: E731
+            norms = tf.sqrt(tf.cond(watched, squares, nothing))
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
             # An assertion of the user's own has no output: nothing is to be written before it has held.
@@ -189,4 +208,4 @@ class Program:
             tf.cond(finite, apply, lambda: self.apply_half.skip(result))
         else:
             self.apply_half.apply(phase, result)
-        return local(result.stopping)[0]
+        return local(result.stopping)[0], norms
