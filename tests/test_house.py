@@ -6,7 +6,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "trainer"
-BASE = {"bundled", "errors", "noise", "signals", "text"}  # files beside the packages, which all may import
+BASE = {
+    "bundled",
+    "errors",
+    "modules",
+    "noise",
+    "signals",
+    "text",
+}  # files beside the packages, which all may import
 
 
 def packages() -> dict[str, set[str]]:

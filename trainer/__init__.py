@@ -12,6 +12,7 @@ from trainer.noise import quiet_start
 
 if TYPE_CHECKING:
     from trainer.data.sources.arrays import Arrays
+    from trainer.data.sources.python import as_dataset
     from trainer.errors import UserError
     from trainer.groups.plan import Plan
     from trainer.model.module import ModelModule
@@ -31,6 +32,7 @@ _PUBLIC = {
     "Run": "trainer.run.api",
     "STOP": "trainer.report.reporter",
     "UserError": "trainer.errors",
+    "as_dataset": "trainer.data.sources.python",
     "inspect_weights": "trainer.restore.weights",
     "named_variables": "trainer.model.names",
     "parameter_groups": "trainer.training.parameter_groups",
@@ -45,6 +47,7 @@ __all__ = [
     "Result",
     "Run",
     "UserError",
+    "as_dataset",
     "inspect_weights",
     "named_variables",
     "parameter_groups",

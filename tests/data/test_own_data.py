@@ -8,10 +8,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from trainer.data.opening import Places, open_data
+from trainer.data.opening import Places, open_data, open_object
 from trainer.data.records import load
 from trainer.data.source import Split
-from trainer.data.sources.python import from_object
 from trainer.errors import UserError
 
 
@@ -53,19 +52,19 @@ def test_arrays_with_values_that_cannot_be_used():
     with pytest.raises(
         UserError, match=r"split train, example 3 of 8 .*feature label: -1 \(the label is missing"
     ):
-        from_object({"x": x, "label": label}, "arrays")
+        open_object({"x": x, "label": label}, "arrays")
     bad = np.where(np.arange(8) % 5 == 4, np.nan, x)
     with pytest.raises(UserError, match=r"split test, example 4 of 8 .*feature x: nan"):
-        from_object({"train": {"x": x}, "test": {"x": bad}}, "arrays")
-    kept = from_object({"x": bad, "label": label}, "arrays", "skip")
+        open_object({"train": {"x": x}, "test": {"x": bad}}, "arrays")
+    kept = open_object({"x": bad, "label": label}, "arrays", "skip")
     assert kept.sizes() == {"train": 6} and "2 of 8 examples of train are left out" in kept.notes[0]
     np.testing.assert_array_equal(kept.arrays("train")["x"], x[[0, 1, 2, 5, 6, 7]])
-    assert from_object({"x": bad, "label": label}, "arrays", "keep").sizes() == {"train": 8}
-    from_object({"label": np.array([-1, 1, -1, 1])}, "arrays")  # a margin's classes
+    assert open_object({"x": bad, "label": label}, "arrays", "keep").sizes() == {"train": 8}
+    open_object({"label": np.array([-1, 1, -1, 1])}, "arrays")  # a margin's classes
     with pytest.raises(UserError, match=r"train: x holds Python objects"):
-        from_object({"x": np.array([{}, 1], object)}, "arrays")
+        open_object({"x": np.array([{}, 1], object)}, "arrays")
     with pytest.raises(UserError, match=r"no split|is empty|not a dictionary"):
-        from_object({}, "arrays")
+        open_object({}, "arrays")
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -12,11 +12,10 @@ import tensorflow as tf
 from PIL import Image
 
 import trainer
-from trainer.data.opening import Places, open_data
+from trainer.data.opening import Places, open_data, open_object
 from trainer.data.records import load
 from trainer.data.source import Split
 from trainer.data.sources.arrays import Arrays
-from trainer.data.sources.python import from_object
 from trainer.errors import UserError
 
 TABLE = "width,length,count,kind\n1.5,2,3,b\n2.5,4,5,a\n0.5,1,1,b\n"
@@ -48,24 +47,24 @@ class Pairs:
 
 def test_tuples_need_names():
     with pytest.raises(UserError, match=r"is a tuple of 2.*names=\('image', 'label'\)"):
-        from_object(Pairs(), "pairs")
-    source = from_object({"train": Pairs(), "test": Pairs()}, "pairs", names=("x", "label"))
+        open_object(Pairs(), "pairs")
+    source = open_object({"train": Pairs(), "test": Pairs()}, "pairs", names=("x", "label"))
     assert source.spec() == {"x": tf.TensorSpec([3], tf.float32), "label": tf.TensorSpec([], tf.int64)}
     np.testing.assert_array_equal(load(Split(source, "train[5:7]"))["x"], [[5] * 3, [6] * 3])
-    arrays = from_object((np.zeros([4, 2]), np.arange(4)), "pair", names=["x", "y"])
+    arrays = open_object((np.zeros([4, 2]), np.arange(4)), "pair", names=["x", "y"])
     assert set(arrays.spec()) == {"x", "y"}
     data = tf.data.Dataset.from_tensor_slices((np.zeros([4, 2]), np.arange(4)))
-    assert set(from_object(data, "data", names=["x", "y"]).spec()) == {"x", "y"}
+    assert set(open_object(data, "data", names=["x", "y"]).spec()) == {"x", "y"}
     with pytest.raises(UserError, match="tuples of 2"):
-        from_object(data, "data")
+        open_object(data, "data")
 
 
 def test_what_cannot_be_repeated_is_refused():
     with pytest.raises(UserError, match=r"x is another one when asked again.*preprocess"):
-        from_object(Pairs(noise=1.0), "noisy", names=("x", "label"))
+        open_object(Pairs(noise=1.0), "noisy", names=("x", "label"))
     data = tf.data.Dataset.range(100).shuffle(100).map(lambda i: {"x": i})
     with pytest.raises(UserError, match="reshuffle_each_iteration=False"):
-        from_object(data, "shuffled")
+        open_object(data, "shuffled")
     # With a fixed seed it comes the same when it is read again.
     drawn = tf.data.Dataset.range(20).map(
         lambda i: {"x": tf.cast(i, "float32") * tf.random.uniform([], seed=3)}
@@ -73,13 +72,13 @@ def test_what_cannot_be_repeated_is_refused():
     with pytest.raises(
         UserError, match=r"the pipeline of split train draws .*RandomUniform at .*test_own_py"
     ):
-        from_object((drawn.batch(5).unbatch(), 20), "drawn")
+        open_object((drawn.batch(5).unbatch(), 20), "drawn")
     fixed = tf.data.Dataset.range(100).shuffle(100, 1, reshuffle_each_iteration=False).map(lambda i: {"x": i})
-    assert from_object(fixed, "shuffled").sizes() == {"train": 100}
+    assert open_object(fixed, "shuffled").sizes() == {"train": 100}
     with pytest.raises(UserError, match=r"Give \(dataset, size\)"):
-        from_object(tf.data.Dataset.range(100).repeat().map(lambda i: {"x": i}), "endless")
+        open_object(tf.data.Dataset.range(100).repeat().map(lambda i: {"x": i}), "endless")
     with pytest.raises(UserError, match="int, not a dictionary of arrays, anything with len"):
-        from_object(3, "three")
+        open_object(3, "three")
 
 
 def test_one_that_leaves_or_raises_is_refused_with_its_line():
@@ -94,9 +93,9 @@ def test_one_that_leaves_or_raises_is_refused_with_its_line():
     with pytest.raises(
         UserError, match=r"asking split train for an example called sys.exit\(0\) at .*test_own"
     ):
-        from_object(Leaves(), "leaves", names=("x", "label"))
+        open_object(Leaves(), "leaves", names=("x", "label"))
     with pytest.raises(UserError, match=r"its len\(\) of split train raised KeyError at .*test_own"):
-        from_object(Lost(), "lost", names=("x", "label"))
+        open_object(Lost(), "lost", names=("x", "label"))
 
 
 def test_an_example_unlike_the_others_is_named():
@@ -104,7 +103,7 @@ def test_an_example_unlike_the_others_is_named():
         def __getitem__(self, i):
             return {"x": np.zeros([4 if i == 9 else 3])}
 
-    source = from_object(Odd(), "odd")
+    source = open_object(Odd(), "odd")
     with pytest.raises(UserError, match=r"split train, example 9: x has shape \[4\]"):
         load(Split(source, "train"))
 
@@ -184,19 +183,19 @@ def test_hugging_face_datasets():
         }
     )
     data = datasets.Dataset.from_dict(rows, features=kinds)
-    source = from_object(datasets.DatasetDict({"train": data, "test": data.select(range(4))}), "hub")
+    source = open_object(datasets.DatasetDict({"train": data, "test": data.select(range(4))}), "hub")
     assert source.sizes() == {"train": 12, "test": 4}
     found = load(Split(source, "train"))
     np.testing.assert_array_equal(found["image"][:, 0, 0, 0], np.arange(12))
     assert found["text"].tolist() == [f"n{i}".encode() for i in range(12)]
     lists = datasets.Dataset.from_dict({"tokens": [[1, 2], [3], [4, 5, 6]]})
-    assert from_object(lists, "hub").spec()["tokens"] == tf.TensorSpec([None], tf.int64)
+    assert open_object(lists, "hub").spec()["tokens"] == tf.TensorSpec([None], tf.int64)
 
 
 def test_grain_sources():
     grain = pytest.importorskip("grain.python", reason="grain is not installed")
     data = grain.MapDataset.source(list(range(10))).map(lambda i: {"x": np.float32([i, -i])})
-    found = load(Split(from_object(data, "grain"), "train"))
+    found = load(Split(open_object(data, "grain"), "train"))
     np.testing.assert_array_equal(found["x"][:, 1], -np.arange(10))
 
 
@@ -220,7 +219,7 @@ def test_python_may_pass_what_a_flag_names(monkeypatch):
         "train_for": 40,
         "eval_split": "train",
     }
-    source = from_object(Pairs(), "pairs", names=("x", "label"))
+    source = open_object(Pairs(), "pairs", names=("x", "label"))
     x = {"x": np.stack([Pairs()[i][0] for i in range(20)]), "label": np.arange(20)}
     data = tf.data.Dataset.from_tensor_slices(x)
     losses = [trainer.Run(dataset=d, **shared).train().metrics["loss"] for d in (source, x, Arrays(train=x))]

@@ -11,9 +11,9 @@ import trainer
 from tests.support.harness import mirrored
 from trainer.data.choice import evaluation_feed, training_feed
 from trainer.data.feed import MASK, order, permutation
+from trainer.data.opening import open_object
 from trainer.data.padding import bucketed, parse_pads
 from trainer.data.source import Split
-from trainer.data.sources.python import from_object
 from trainer.devices.replicas import Share
 from trainer.errors import UserError
 from trainer.flags.config import Config
@@ -44,8 +44,8 @@ def source_of(kind):
         data = tf.data.Dataset.from_generator(
             lambda: iter([Items()[i] for i in range(SIZE)]), output_signature=spec
         )
-        return from_object((data, SIZE), kind, shuffle=20)
-    return from_object(ARRAYS if kind == "arrays" else Items(), kind)
+        return open_object((data, SIZE), kind, shuffle=20)
+    return open_object(ARRAYS if kind == "arrays" else Items(), kind)
 
 
 def check(batch, numbers):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import models
+from trainer import modules
 from trainer.errors import UserError
 from trainer.model import find
 from trainer.model.module import load
@@ -115,5 +116,5 @@ def test_a_parent_that_lacks_something_says_what(here, tmp_path):
 def test_the_bundled_models_are_known():
     assert {"mnist_cnn", "mnist_mlp"} <= set(find.known())
     assert Path(
-        find._from_file(Path(__file__).resolve().parents[2] / "models/mnist_mlp.py").__file__
+        modules.from_file(Path(__file__).resolve().parents[2] / "models/mnist_mlp.py").__file__
     ).exists()

@@ -12,9 +12,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from trainer.data.opening import Places, open_data
+from trainer.data.opening import Places, open_data, open_object
 from trainer.data.source import Source
-from trainer.data.sources.python import from_object
 from trainer.data.sources.tfds import TfdsSource
 
 SIZES = {"train": 103, "test": 22}
@@ -124,17 +123,17 @@ def _example(values: dict[str, Any]) -> bytes:
 
 
 def items(folder: Path) -> Source:
-    return from_object({split: Items(split) for split in SIZES}, "items")
+    return open_object({split: Items(split) for split in SIZES}, "items")
 
 
 def dataset(folder: Path) -> Source:
-    return from_object(
+    return open_object(
         {s: tf.data.Dataset.from_tensor_slices(arrays(s)) for s in SIZES}, "dataset", shuffle=40
     )
 
 
 def in_memory(folder: Path) -> Source:
-    return from_object({split: arrays(split) for split in SIZES}, "memory")
+    return open_object({split: arrays(split) for split in SIZES}, "memory")
 
 
 def _prepared(folder: Path, form: str) -> Source:

@@ -1,24 +1,27 @@
 """From the value of `--dataset` to a source: a set of TFDS, a file, a folder, a function."""
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from trainer import modules
 from trainer.data.source import Source
 from trainer.data.sources.array_files import open_npy, open_npz
 from trainer.data.sources.arrays import Arrays
 from trainer.data.sources.images import SUFFIXES as IMAGES
-from trainer.data.sources.images import open_images
-from trainer.data.sources.python import found_by_name, from_object, is_own_module
+from trainer.data.sources.images import Images, open_images
+from trainer.data.sources.python import as_dataset
 from trainer.data.sources.record_files import open_records
 from trainer.data.sources.table import SUFFIXES as TABLES
 from trainer.data.sources.table import open_table
 from trainer.data.sources.tfds import TfdsSource, open_dataset
-from trainer.data.sources.tfds_builders import is_set, set_names
+from trainer.data.sources.tfds_builders import holds_builder, is_known, set_names
 from trainer.errors import UserError, guarded, listing, near
 from trainer.flags.calls import Call, check_call, parse_call
 
@@ -82,7 +85,7 @@ def open_data(text: str, places: Places, bad: str = "refuse") -> Source:
     if kind == "set":
         if arguments:
             raise UserError(f"{flag}: a set of TFDS takes no arguments. Write {head}.")
-        return _can_skip(open_dataset(head, places.data_dir, places.manual_dir, places.fallback), bad)
+        return _cleaned(open_dataset(head, places.data_dir, places.manual_dir, places.fallback), bad)
     return _of_your_own(kind, call, places, bad)
 
 
@@ -101,16 +104,16 @@ def _kinds(head: str) -> dict[str, str]:
     python = head.endswith(".py") or ".py." in head
     if not python and path.exists():
         kinds["path"] = f"the {'folder' if path.is_dir() else 'file'} {path}"
-    dotted = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", head) is not None
+    dotted = re.fullmatch(r"([^\W\d]\w*(?:\.[^\W\d]\w*)+)([/:].*)?", head)  # of a builder with its config
     if python or (dotted and not as_path and not kinds):
-        if found_by_name(head) is not None:
+        if _function(head) is not None:
             kinds["function"] = f"the function {head}"
         return kinds
     if as_path:
         return kinds
-    if is_set(head):
+    if is_known(head):
         kinds["set"] = f"a data set called {head}"
-    if re.fullmatch(r"[^\W\d]\w*", head) and is_own_module(head):
+    if re.fullmatch(r"[^\W\d]\w*", head) and modules.is_own(head):
         kinds["function"] = f"the module {head}"
     return kinds
 
@@ -124,18 +127,27 @@ def _near(head: str) -> str:
     return hint if hint.startswith("Did you mean") else ""
 
 
+def _function(path: str) -> Any:
+    """What a dotted path, a module or a path ending in `.py` names; of a module its `make`, if it has one."""
+    path = path if ".py" in path else re.split("[/:]", path)[0]  # a builder's config and version
+    with tfds.core.registered.skip_registration():  # else a second builder of the same name is refused
+        found = guarded(lambda: modules.by_path(path), f"--dataset={path}: importing it")
+    return getattr(found, "make", found) if isinstance(found, ModuleType) else found
+
+
 def _from_function(call: Call, places: Places, bad: str) -> Source:
     """What a function of the user's own returns, or an object in a module."""
-    flag, found = f"--dataset={call.text}", found_by_name(call.name)
-    if (isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)) or _holds_builder(found):
-        return _can_skip(open_dataset(call.name, places.data_dir, places.manual_dir, places.fallback), bad)
-    if hasattr(found, "__spec__") and not callable(found):
+    flag, found = f"--dataset={call.text}", _function(call.name)
+    if holds_builder(found):
+        known = dict(data_dir=places.data_dir, manual_dir=places.manual_dir, fallback=places.fallback)
+        return _cleaned(open_dataset(call.name, **known, builder=found), bad)
+    if isinstance(found, ModuleType):
         raise UserError(
             f"{flag}: the module {call.name} has no function make(). Name one: {call.name}.FUNCTION."
         )
     how: dict[str, Any] = {}
     if callable(found):
-        taken = found.__code__.co_varnames if hasattr(found, "__code__") else ()
+        taken = _arguments(found)
         own = {k: v for k, v in call.kwargs.items() if k not in ("names", "shuffle") or k in taken}
         how = {k: v for k, v in call.kwargs.items() if k not in own}
         asked = Call(call.name, call.args, own, call.text)
@@ -144,16 +156,23 @@ def _from_function(call: Call, places: Places, bad: str) -> Source:
         found = guarded(lambda: function(*call.args, **own), f"{flag}: it")
     if isinstance(found, str | Path):
         return open_data(str(found), places, bad)
-    return from_object(found, call.text, bad, **how)
+    return open_object(found, call.text, bad, **how)
 
 
-def _holds_builder(found: Any) -> bool:
-    """Whether it is a module that defines a TFDS builder."""
-    if not hasattr(found, "__spec__"):
-        return False
-    kind = tfds.core.DatasetBuilder
-    return any(isinstance(c, type) and issubclass(c, kind) and c.__module__ == found.__name__
-               for c in vars(found).values())  # fmt: skip
+def _arguments(function: Callable[..., Any]) -> Sequence[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (ValueError, TypeError):  # it is of C
+        return ()
+
+
+def open_object(given: Any, name: str, bad: str = "refuse", **how: Any) -> Source:
+    """The source that an object of Python is; `how` as of `as_dataset`, `bad` as of `open_data`.
+
+    Raises:
+      UserError: it is none, or an example of it cannot be used.
+    """
+    return _cleaned(as_dataset(given, name=name, **how), bad)
 
 
 def _from_path(call: Call, path: Path, bad: str) -> Source:
@@ -185,7 +204,7 @@ def _from_path(call: Call, path: Path, bad: str) -> Source:
 
         return _made(call, flag, open_files, bad)
     if ".json" in found and (path / "dataset_info.json").is_file():
-        return _can_skip(TfdsSource(name, tfds.builder_from_directory(path)), bad)
+        return _cleaned(TfdsSource(name, tfds.builder_from_directory(path)), bad)
     siblings = listing(sorted(f"*{suffix}" for suffix in found), 8)
     raise UserError(f"{flag}: there is nothing in it that is known as data, only {siblings}. {_OWN}")
 
@@ -193,13 +212,18 @@ def _from_path(call: Call, path: Path, bad: str) -> Source:
 def _made(call: Call, flag: str, open_it: Callable[..., Any], bad: str) -> Source:
     """What `open_it` makes of the call's arguments."""
     arguments = check_call(call, open_it, "data set", flag)
-    source = open_it(**arguments)
-    return source.cleaned(bad) if isinstance(source, Arrays) else _can_skip(source, bad)
+    return _cleaned(open_it(**arguments), bad)
 
 
-def _can_skip(source: Source, bad: str) -> Source:
-    """Refuses `--bad_examples=skip` where nothing is known of an example before it is read."""
-    if bad == "skip" and type(source).__name__ != "Images":
+def _cleaned(source: Source, bad: str) -> Source:
+    """The source without what `--bad_examples` leaves out, where that is known before examples are read.
+
+    Raises:
+      UserError: an example cannot be used, or `skip` is asked for where nothing is known of one.
+    """
+    if isinstance(source, Arrays):
+        return source.cleaned(bad)
+    if bad == "skip" and not isinstance(source, Images):  # whose files were looked at when it was opened
         raise UserError(
             f"--bad_examples=skip: {source.name} is read as it goes, and what is bad in it is not known "
             "beforehand. Give refuse, or keep."

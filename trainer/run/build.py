@@ -10,10 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.data.opening import Places, open_data
+from trainer.data.opening import Places, open_data, open_object
 from trainer.data.padding import parse_pads
 from trainer.data.source import Source, Split
-from trainer.data.sources.python import from_object
 from trainer.devices.agreement import check_same
 from trainer.devices.memory import room
 from trainer.devices.replicas import Share
@@ -175,7 +174,7 @@ def open_source(config: Config) -> Source:
     if isinstance(given, str):
         return open_data(given, places, config.bad_examples)
     places.refuse(config.dataset_name)
-    return from_object(given, config.dataset_name, config.bad_examples)
+    return open_object(given, config.dataset_name, config.bad_examples)
 
 
 def training_split(config: Config, built: Built, source: Source) -> Split:

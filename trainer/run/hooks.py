@@ -1,11 +1,10 @@
 """Functions of the user's own that look on: `--hook=my_module.on_record`."""
 
 import importlib
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from trainer import modules
 from trainer.errors import UserError, near
 from trainer.model.module import guarded
 from trainer.report.reporter import Hook
@@ -26,8 +25,7 @@ def _loaded(path: str) -> Hook:
         raise UserError(
             f"--hook={path}: not a function's path. Write MODULE.FUNCTION, such as my_module.on_record."
         )
-    if str(Path.cwd()) not in sys.path:  # as `python -m` has it
-        sys.path.insert(0, str(Path.cwd()))
+    modules.look_here()
     found: Any = guarded(lambda: importlib.import_module(module), f"--hook={path}: importing {module}")
     function = getattr(found, name, None)
     if not callable(function):

@@ -166,7 +166,9 @@ class TfdsSource:
             raise UserError(f"--dataset={self.name}: its builder makes no split, so there are no examples.")
 
 
-def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: str = "") -> TfdsSource:
+def open_dataset(
+    name: str, data_dir: str = "", manual_dir: str = "", fallback: str = "", builder: Any = None
+) -> TfdsSource:
     """Finds a data set and makes sure that it can be had; prepares nothing.
 
     It can be had if it is prepared in `data_dir`, else from the original files in `manual_dir`, else
@@ -177,11 +179,12 @@ def open_dataset(name: str, data_dir: str = "", manual_dir: str = "", fallback: 
       data_dir: value of --data_dir; "" for TFDS's default, ~/tensorflow_datasets.
       manual_dir: value of --manual_dir.
       fallback: value of --fallback_dataset; "" for none.
+      builder: as of `find_builder`.
 
     Raises:
       UserError: no such data set, or it cannot be had and there is no fallback.
     """
-    builder = find_builder(name, data_dir, "--dataset")
+    builder = find_builder(name, data_dir, "--dataset", builder)
     spare = find_builder(fallback, data_dir, "--fallback_dataset") if fallback else None
     if manual_dir and not Path(manual_dir).expanduser().is_dir():
         raise UserError(f"--manual_dir={manual_dir}: no such directory.")

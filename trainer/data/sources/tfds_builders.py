@@ -5,24 +5,29 @@ A name is one of TFDS (`mnist`, `emnist/letters`), of a builder in datasets/ (`d
 dotted path of a builder class, or of the module that defines one.
 """
 
-import contextlib
-import importlib
 import importlib.util
 import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from trainer import bundled
-from trainer.errors import UserError, blame, message_of, near
+from trainer import bundled, modules
+from trainer.errors import UserError, blame, listing, message_of, near
 
 LOCAL = bundled.folder("datasets")
 
 
-def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilder:
+def find_builder(name: str, data_dir: str, flag: str, builder: Any = None) -> tfds.core.DatasetBuilder:
     """The TFDS builder that `name` stands for; reads no data.
+
+    Args:
+      name: of a set, or a dotted path, with config and version.
+      data_dir: value of --data_dir.
+      flag: for messages.
+      builder: the class, or the module that defines one, where `name` has been looked up already.
 
     Raises:
       UserError: no such data set, config or version.
@@ -32,17 +37,20 @@ def find_builder(name: str, data_dir: str, flag: str) -> tfds.core.DatasetBuilde
     if "://" in data_dir:  # a bucket
         directory = {"data_dir": data_dir}
     try:
-        if (file := LOCAL / head / f"{head}_dataset_builder.py").is_file():
+        if builder is not None:
+            found = _builder_class(builder, f"{flag}={name}")
+            rest = "" if ".py" in name else rest
+        elif (file := LOCAL / head / f"{head}_dataset_builder.py").is_file():
             found = _from_file(file)
         elif "." in head:
-            found = _from_dotted(head, f"{flag}={name}")
+            with tfds.core.registered.skip_registration():
+                found = _builder_class(modules.by_path(head), f"{flag}={name}")
         else:
             return tfds.builder(name, **directory)
         _, options = tfds.core.naming.parse_builder_name_kwargs(f"dataset{rest}")
         return found(**options, **directory)
     except tfds.core.registered.DatasetNotFoundError as error:
-        names = [*_local_names(), *tfds.list_builders(with_community_datasets=False)]
-        raise UserError(f"{flag}={name}: no such data set. {near(head, names)}") from error
+        raise UserError(f"{flag}={name}: no such data set. {near(head, set_names())}") from error
     except UserError:
         raise
     except (ValueError, AssertionError, TypeError, ImportError) as error:
@@ -59,7 +67,7 @@ def is_known(name: str) -> bool:
     match = re.fullmatch(r"([a-z]\w*)(/[A-Za-z0-9][\w.+-]*)?(:[\d.*]+)?", name, re.ASCII)
     if match is None:
         return False
-    return match[1] in _local_names() or match[1] in tfds.list_builders(with_community_datasets=False)
+    return match[1] in set_names()
 
 
 def _configs(head: str, rest: str) -> str:
@@ -90,32 +98,27 @@ def _from_file(file: Path) -> type[tfds.core.DatasetBuilder]:
     return module.Builder
 
 
-def _from_dotted(path: str, flag: str) -> type[tfds.core.DatasetBuilder]:
-    """The builder class `path`, or the only one defined in the module `path`."""
-    parent, _, last = path.rpartition(".")
-    with tfds.core.registered.skip_registration():
-        try:
-            found = getattr(importlib.import_module(parent), last, None)
-        except ModuleNotFoundError as error:
-            if not f"{parent}.".startswith(f"{error.name}."):
-                raise  # found, but something that it imports is not
-            found = None
-        if found is None and importlib.util.find_spec(parent.partition(".")[0]) is not None:
-            with contextlib.suppress(ModuleNotFoundError):
-                found = importlib.import_module(path)
-    kind = tfds.core.DatasetBuilder
-    if inspect.ismodule(found):
-        classes = [c for c in vars(found).values() if inspect.isclass(c) and issubclass(c, kind)]
-        classes = [c for c in classes if c.__module__ == found.__name__]
-        found = classes[0] if len(classes) == 1 else None
-    if not (inspect.isclass(found) and issubclass(found, kind)):
-        raise UserError(f"{flag}: not a TFDS builder class, nor a module with exactly one.")
-    return found
+def holds_builder(found: Any) -> bool:
+    """Whether it is a TFDS builder class, or a module that defines one."""
+    return (inspect.isclass(found) and issubclass(found, tfds.core.DatasetBuilder)) or bool(_defined(found))
 
 
-def is_set(name: str) -> bool:
-    """Whether a name is one of TFDS or of a builder in datasets/, whatever config or version it asks for."""
-    return re.split(r"[/:]", name, maxsplit=1)[0] in set_names()
+def _defined(found: Any) -> list[type[tfds.core.DatasetBuilder]]:
+    """The builder classes that a module defines."""
+    if not inspect.ismodule(found):
+        return []
+    classes = [c for c in vars(found).values() if inspect.isclass(c) and c.__module__ == found.__name__]
+    return [c for c in classes if issubclass(c, tfds.core.DatasetBuilder)]
+
+
+def _builder_class(found: Any, flag: str) -> type[tfds.core.DatasetBuilder]:
+    """The builder class, or the only one that a module defines."""
+    if inspect.isclass(found) and issubclass(found, tfds.core.DatasetBuilder):
+        return found
+    if len(classes := _defined(found)) != 1:
+        has = f" (it has {listing(c.__name__ for c in classes)})" if classes else ""
+        raise UserError(f"{flag}: not a TFDS builder class, nor a module with exactly one{has}.")
+    return classes[0]
 
 
 def set_names() -> list[str]:
