@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -37,10 +38,9 @@ def by_path(path: str) -> Any:
     Raises:
       Exception: as `by_name`.
     """
-    if path.endswith(".py") or ".py." in path:
-        name, _, inside = path.partition(".py")
-        file = Path(f"{name}.py").expanduser()
-        return _inside(from_file(file.resolve()), inside.removeprefix(".")) if file.is_file() else None
+    if in_file := re.fullmatch(r"(.*\.py)((?:\.\w+)*)", path):
+        file = Path(in_file[1]).expanduser()
+        return _inside(from_file(file.resolve()), in_file[2]) if file.is_file() else None
     names = path.split(".")
     if not all(name.isidentifier() for name in names):
         return None

@@ -181,6 +181,18 @@ def test_streaming_keeps_one_iterator(toy):
     np.testing.assert_array_equal(run(resumed, 1)["number"], expected["number"])
 
 
+def test_the_clock_of_what_steps_wait_for(toy, monkeypatch):
+    """A clock that goes on by a second each time it is asked: a batch takes a second to come."""
+    seconds = tf.Variable(0.0, dtype=tf.float64)
+    monkeypatch.setattr(tf, "timestamp", lambda: seconds.assign_add(1.0))
+    feed = feed_of("streaming", toy)
+    run = drawer(feed, strategy_of(1))
+    run(feed.chunk(0, 7), 7)
+    assert feed.waited() == 7 and feed.waited() == 0
+    run(feed.chunk(7, 2), 2)
+    assert feed.waited() == 2 and feed_of("resident", toy).waited() is None
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_decode_only_their_rows(workers, toy):
     """Rows of each worker, by hand: 16 rows are 2 batches of 8, worker w has 8 / workers of each."""

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tests.support.kinds import KINDS, SIZES, number_of, numbers
 from trainer.data.choice import evaluation_feed, order_of, training_feed
 from trainer.data.feed import MASK, order
-from trainer.data.records import load
-from trainer.data.source import Split
+from trainer.data.records import elements_of, load
+from trainer.data.source import Split, parts
 from trainer.devices.replicas import Share
 from trainer.devices.strategy import mirrored
 
@@ -171,6 +171,25 @@ def test_parts_of_splits(made, split):
     np.testing.assert_array_equal(number_of(load(found)), parts[split])
     got, _ = drawn(training_feed("streaming", found, share_of(), found.size(), 0), share_of(), 0, 1)
     assert sorted(got.ravel().tolist()) == sorted(parts[split].tolist()), kind
+
+
+def test_two_parts_meet_and_miss_nothing(made):
+    """Whatever percentage a split is cut at: what is before and what is behind are all of it, each once."""
+    whole = [e.numpy().tolist() for e in elements_of(Split(made[1], "train"))]
+    for percent in np.random.default_rng(0).integers(1, 100, 4):
+        cut = [Split(made[1], f"train[{part}]") for part in (f":{percent}%", f"{percent}%:")]
+        pieces = [[e.numpy().tolist() for e in elements_of(split)] for split in cut]
+        assert pieces[0] + pieces[1] == whole and [len(p) for p in pieces] == [s.size() for s in cut]
+
+
+def test_parts_of_any_size_meet_and_miss_nothing():
+    random = np.random.default_rng(1)
+    for size in (1, 2, 3, 7, 99, 101, *random.integers(1, 10**8, 30).tolist()):
+        for percent in random.integers(1, 100, 4):
+            (first,), (rest,) = (
+                parts(f"train[{cut}]", {"train": size}) for cut in (f":{percent}%", f"{percent}%:")
+            )
+            assert first[:2] == ("train", 0) and rest == ("train", first[2], size), (size, percent)
 
 
 @pytest.mark.parametrize("way", ["resident", "streaming"])

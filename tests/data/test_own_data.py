@@ -1,12 +1,10 @@
 """Each kind of data of one's own: what comes out, compared with who knows it, and what is refused."""
 
-import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from trainer.data.opening import Places, open_data, open_object
 from trainer.data.records import load
@@ -125,68 +123,6 @@ def test_tables_that_are_refused(tmp_path, text, arguments, words):
         load(Split(source, "train"))
 
 
-# --- folders of images ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def photos(tmp_path):
-    random = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(4):
-                pixels = random.integers(0, 256, (20 + 7 * i, 30 - 3 * i, 3), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
-    return tmp_path
-
-
-@pytest.mark.parametrize("crop", [False, True])
-def test_images_as_keras_reads_them(photos, crop):
-    source = open_data(f"{photos}(size=16, crop={crop})", Places())
-    assert source.sizes() == {"train": 8, "test": 8} and source.classes == ("cat", "dog")
-    theirs = keras.utils.image_dataset_from_directory(
-        photos / "train",
-        image_size=(16, 16),
-        shuffle=False,
-        batch_size=8,
-        crop_to_aspect_ratio=crop,
-        verbose=False,
-    )
-    ((images, labels),) = list(theirs)
-    found = load(Split(source, "train"))
-    np.testing.assert_array_equal(found["label"], labels)
-    np.testing.assert_array_equal(found["image"], np.round(images))
-    assert ("cropped" if crop else "squeezed") in " ".join(source.notes)
-
-
-def test_jpegs_of_one_size_need_none(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("L", (9, 7), 100).save(tmp_path / name / "x.JPG", "JPEG")
-    source = open_data(str(tmp_path), Places())
-    assert source.sizes() == {"train": 2} and source.spec()["image"].shape == [7, 9, 3]
-
-
-def test_images_that_are_refused(photos):
-    assert "sizes, from 20x30 to 41x21" in refused(photos)
-    assert "size=0 is not a number of pixels" in refused(f"{photos}(size=0)")
-    assert "there is no argument sice" in refused(f"{photos}(sice=8)")
-    whole = (photos / "train/cat/0.png").read_bytes()
-    (photos / "train/cat/1.png").write_bytes(whole[:-30])
-    (photos / "train/dog/2.png").write_bytes(b"")
-    said = refused(f"{photos}(size=8)")
-    assert (
-        "2 of 16 images cannot be read" in said and "train/cat/1.png (cut off)" in said and "(empty)" in said
-    )
-    source = open_data(f"{photos}(size=8)", Places(), "skip")
-    assert source.sizes()["train"] == 6 and "2 of 16 images are left out" in source.notes[0]
-    (photos / "train/Cat").mkdir()
-    (photos / "train/Cat/1.png").write_bytes(whole)
-    assert "'Cat' and 'cat' differ by case" in refused(f"{photos}(size=8)", "skip")
-    (photos / "empty").mkdir()
-    assert "the folder is empty" in refused(photos / "empty")
-
-
 # --- tfrecords -----------------------------------------------------------------------------------
 
 
@@ -224,7 +160,7 @@ def test_tfrecords_with_a_stated_spec(tmp_path):
     assert "Say it" in said and "tokens: int64" in said and "box: float32" in said
     assert "Did you mean int64" in refused(f"{tmp_path}/mine.tfrecord(features='flag: int46')")
     wrong = open_data(f"{tmp_path}/mine.tfrecord(features='box: float32[3]')", Places())
-    with pytest.raises(UserError, match=r"an example of train cannot be read, number 1 of .*box"):
+    with pytest.raises(UserError, match=r"split train, example 0, cannot be read: .*box"):
         load(Split(wrong, "train"))
     data = (tmp_path / "mine.tfrecord").read_bytes()
     (tmp_path / "mine.tfrecord").write_bytes(data[:-9])

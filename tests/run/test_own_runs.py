@@ -10,6 +10,8 @@ import pytest
 from examples import own_data
 from tests.support.runs import assert_same, killed, main, newest
 from trainer.checkpoints import checkpoint, manifest
+from trainer.data.streaming import Streaming
+from trainer.training.loop import Loop
 
 RULES = ("--model=mnist_mlp(hidden=4)", "--group=.* adam 1e-2", "--batch_size=20", "--eval_split=none")
 LENGTH = ("--train_for=12", "--log_every=3", "--save_every=2", "--keep=100")
@@ -102,21 +104,25 @@ def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(checkpoint, "save", breaking)
     assert main(tmp_path / "run", *flags) == 1
     said = capsys.readouterr().err
-    assert "an example of train cannot be read" in said and f"{folder}/train/7/" in said
+    assert "split train, example" in said and f"({folder}/train/7/" in said and "cannot be read" in said
     assert "Traceback" not in said and len(said.splitlines()) < 4, said
+    # Every step that was done is saved, though a checkpoint was due at every 5th only.
     steps = [entry.step for entry in manifest.scan(tmp_path / "run" / "checkpoints")]
-    assert steps and max(steps) >= 10, steps
+    assert f"The state of step {max(steps)} was saved" in said or max(steps) % 5 == 0, (steps, said)
+    assert max(steps) >= 10
 
 
-def test_waiting_for_data_is_measured(files, tmp_path, capsys):
-    slow = ("--dataset=tests.support.own_pipelines.slow", "--data_residency=streaming", "--save_every=12")
-    assert main(tmp_path / "run", *slow, *RULES, "--train_for=12", "--log_every=3") == 0
+def test_waiting_for_data_is_measured(files, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Streaming, "waited", lambda self: asked.append(1) or 0.4)
+    monkeypatch.setattr(Loop, "_rate", lambda self, step, result: 60.0)  # 3 steps of 20 examples: a second
+    flags = ("--dataset=examples.own_data.make", "--data_residency=streaming", *RULES, *LENGTH)
+    assert main(tmp_path / "run", *flags) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     shares = [line["input_wait"] for line in lines if line["kind"] == "train"]
-    assert len(shares) == 4 and all(0 <= share <= 1 for share in shares), shares
-    assert sum(shares[1:]) / 3 > 0.4, shares  # a batch takes 100 ms or more to come, a step one
+    assert shares == pytest.approx([0.4] * 4) and len(asked) == 5  # what compiling waited for is no share
     said = capsys.readouterr().out
-    assert "of the time steps wait for their data" in said and "--data_residency=host" in said
+    assert "40% of the time steps wait for their data" in said and "--data_residency=host" in said
     assert main(tmp_path / "quick", f"--dataset={files}/digits.npz", *RULES, *LENGTH) == 0
     assert "input_wait" not in (tmp_path / "quick/metrics.jsonl").read_text()
 

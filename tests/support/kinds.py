@@ -106,10 +106,16 @@ def tfrecords(folder: Path) -> Source:
     for split in SIZES:
         columns = arrays(split)
         for shard, rows in enumerate(np.array_split(np.arange(SIZES[split]), 3)):
-            with tf.io.TFRecordWriter(str(folder / f"{split}-{shard:05}-of-00003.tfrecord")) as writer:
-                for i in rows:
-                    writer.write(_example({name: column[i] for name, column in columns.items()}))
+            file = folder / f"{split}-{shard:05}-of-00003.tfrecord"
+            tfrecord(file, {name: column[rows] for name, column in columns.items()})
     return open_data(f"{folder}(features='number: int64, half: float32, label: int64')", Places())
+
+
+def tfrecord(file: Path, columns: dict[str, Any]) -> None:
+    """A file of these examples."""
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for i in range(len(columns["number"])):
+            writer.write(_example({name: column[i] for name, column in columns.items()}))
 
 
 def _example(values: dict[str, Any]) -> bytes:

@@ -1,31 +1,17 @@
 """Data that a function returns, for runs through flags; and a model of words."""
 
-import time
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from examples.own_data import Digits, arrays
+from examples.own_data import arrays
 
 
 def shuffled() -> dict[str, tf.data.Dataset]:
     """The digits as `tf.data.Dataset`s."""
     return {split: tf.data.Dataset.from_tensor_slices(parts) for split, parts in arrays().items()}
-
-
-class Slow(Digits):
-    """An example takes its time."""
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        time.sleep(0.005)
-        return super().__getitem__(i)
-
-
-def slow() -> dict[str, Digits]:
-    """A data set that no step keeps up with."""
-    return {"train": Slow("train")}
 
 
 def words() -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Values that no model can mean: NaN, infinities, labels that say "missing"; found, named, or left out."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from trainer.data.padding import named
 from trainer.errors import UserError, listing
 
 AT_ONCE = 1 << 22  # numbers that are looked at together
@@ -102,6 +105,51 @@ def without(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.
     kept = np.ones(size, bool)
     kept[rows] = False
     return {name: array[kept] for name, array in arrays.items()}
+
+
+def checked(examples: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
+    """A group of examples as it is; where one cannot be used, an op fails that `blamed` understands. Traced.
+
+    Args:
+      examples: {feature: [group, ...]}, nested or not.
+      alone: a label of -1 is missing whatever else is in the group; by default, where there is a class 0.
+    """
+    paths = [path for path, _ in named(examples)]
+    values = [
+        _usable(path, value, alone) for path, value in zip(paths, tf.nest.flatten(examples), strict=True)
+    ]
+    return dict(tf.nest.pack_sequence_as(examples, values))
+
+
+def _usable(name: str, value: Any, alone: bool) -> Any:
+    if not isinstance(value, tf.Tensor | tf.RaggedTensor):  # a data set within an example
+        return value
+    return _finite(name, value) if value.dtype.is_floating else _labelled(name, value, alone)
+
+
+def _finite(name: str, value: Any) -> Any:
+    if isinstance(value, tf.RaggedTensor):
+        return value.with_flat_values(_finite(name, value.flat_values))
+    return tf.debugging.check_numerics(value, f"feature {name}: not finite")
+
+
+def _labelled(name: str, value: Any, alone: bool) -> Any:
+    if name != "label" or isinstance(value, tf.RaggedTensor) or value.dtype not in (tf.int32, tf.int64):
+        return value
+    missing = tf.reduce_any(value == -1)
+    if not alone:
+        missing = tf.logical_and(missing, tf.reduce_any(value == 0))
+    said = tf.debugging.Assert(tf.logical_not(missing), ["feature label: -1 (the label is missing)"])
+    with tf.control_dependencies([said]):
+        return tf.identity(value)
+
+
+def blamed(text: str) -> str:
+    """`feature x: not finite (NaN)` out of the error of an op of `checked`; empty where it is another's."""
+    if found := re.search(r"(feature .+?: not finite) : Tensor had (-?\w+)", text):
+        return f"{found[1]} ({found[2]})"
+    found = re.search(r"feature label: -1 \(the label is missing\)", text)
+    return found[0] if found else ""
 
 
 def _not_finite(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from trainer import modules
 from trainer.data.source import Source
 from trainer.data.sources.array_files import open_npy, open_npz
 from trainer.data.sources.arrays import Arrays
-from trainer.data.sources.images import SUFFIXES as IMAGES
+from trainer.data.sources.image_files import SUFFIXES as IMAGES
 from trainer.data.sources.images import Images, open_images
 from trainer.data.sources.python import as_dataset
 from trainer.data.sources.record_files import open_records
@@ -238,7 +238,7 @@ def _folder(path: Path, flag: str) -> Mapping[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for pattern in ("*", "*/*", "*/*/*"):
         for file in sorted(path.glob(pattern)):
-            if file.is_file() and not file.name.startswith("."):
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
                 suffix = ".tfrecord" if ".tfrecord" in file.name else file.suffix.lower()
                 found.setdefault(suffix, []).append(file)
     known = {".npy", ".tfrecord", *TABLES, *IMAGES} & set(found)

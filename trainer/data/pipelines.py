@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.data.feed import MASK, order, permutation
 from trainer.data.padding import Permute, dense, mask_of
-from trainer.data.records import GROUP, decoder, fault, load
+from trainer.data.records import GROUP, checking, decoder, fault, load
 from trainer.data.resident import pack, permutation_of, unpack
 from trainer.data.source import InOrder, Split
 from trainer.data.stored import Flat
@@ -24,14 +24,11 @@ AHEAD = 2  # batches that are ready before they are asked for
 
 def streaming(split: Split, share: Share, batch: int, seed: int | None) -> Streaming:
     """Batches out of a split's elements, decoded as they go; arguments as of `resident.resident`."""
-    elements = split.elements()
-    if not isinstance(elements, np.ndarray):
-        _refuse_buckets(split)
-        return _Pipeline(split, share, batch, seed, decoder(split)).in_order(elements)
     _refuse_buckets(split)
-    numbers, decode = tf.constant(elements), decoder(split)
-    pipeline = _Pipeline(split, share, batch, seed, lambda places: decode(tf.gather(numbers, places)))
-    return pipeline.by_number(permutation)
+    elements, decode = split.elements(), decoder(split, checking(split))
+    if not isinstance(elements, np.ndarray):
+        return _Pipeline(split, share, batch, seed, decode).in_order(elements)
+    return _Pipeline(split, share, batch, seed, decode).by_number(permutation, elements)
 
 
 def hosted(split: Split, share: Share, batch: int, seed: int | None) -> Streaming:
@@ -40,7 +37,7 @@ def hosted(split: Split, share: Share, batch: int, seed: int | None) -> Streamin
     lengths = {name: stored[name].lengths for name in split.padded}
     gather = _gather(stored, split.layout())
     pipeline = _Pipeline(split, share, batch, seed, gather, group=False)
-    return pipeline.by_number(permutation_of(split, lengths, batch))
+    return pipeline.by_number(permutation_of(split, lengths, batch), np.arange(split.examples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +62,18 @@ class _Pipeline:
         accumulate = self.share.accumulate if self.seed is not None else 1
         return np.arange(self.batch).reshape(accumulate, self.share.workers, -1)[:, self.share.worker].ravel()
 
-    def by_number(self, permute: Permute) -> Streaming:
-        """Elements that can be had at any time, by their places in the split."""
+    def by_number(self, permute: Permute, elements: np.ndarray) -> Streaming:
+        """Elements that can be had at any time: their numbers, in the order of the split."""
         permute, own, examples = functools.lru_cache(maxsize=2)(permute), self.own, self.split.examples
         together = max(1, NUMBERS // self.batch)  # batches
 
         def places(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             start, count = int(number) * together * self.batch, together * self.batch
             if self.seed is not None:
-                found = order(self.seed, examples, start, count, permute)
-                return found.reshape(together, self.batch)[:, own], np.ones([together, len(own)], np.float32)
+                at = order(self.seed, examples, start, count, permute).reshape(together, self.batch)[:, own]
+                return elements[at], np.ones(at.shape, np.float32)
             at = np.arange(start, start + count).reshape(together, self.batch)[:, own]
-            return np.where(at < examples, at, 0), (at < examples).astype(np.float32)
+            return elements[np.where(at < examples, at, 0)], (at < examples).astype(np.float32)
 
         def numbers(step: int) -> tf.data.Dataset:
             some = tf.data.Dataset.range(step // together, np.iinfo(np.int64).max)
@@ -145,7 +142,8 @@ class _Pipeline:
             return batches(step).map(shaped).prefetch(AHEAD)
 
         def find_fault(step: int, n: int) -> UserError | None:
-            return fault(self.split, elements(step, n + AHEAD).map(lambda rows, real: rows).unbatch())
+            some = n + AHEAD + GROUP // count + 1  # what is decoded together may reach behind these steps
+            return fault(self.split, elements(step, some).map(lambda rows, real: rows).unbatch())
 
         with tf.device("CPU:0"):
             waited = tf.Variable(0.0, trainable=False, dtype=tf.float64)

@@ -1,6 +1,7 @@
 """Reading a split: its elements decoded in groups, and the whole of it as arrays."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,35 +9,41 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.bad import refuse_bad, refuse_classes
+from trainer.data.bad import blamed, checked, refuse_bad, refuse_classes
 from trainer.data.padding import dense, mask_of, signature, varies
-from trainer.data.source import Split
+from trainer.data.source import Split, place_of
 from trainer.data.stored import Flat, Stored
 from trainer.errors import UserError
 from trainer.model.graphs import host_functions
 
 PROBED = 16  # examples that are decoded beforehand, twice, where Python does it
 TOGETHER = 1024  # elements that are passed over at a time
+Check = Callable[[dict[str, Any]], dict[str, Any]]
 GROUP = 64  # elements that are decoded by one call: half the time of one call each
 
 
-def decoder(split: Split) -> Callable[[Any], dict[str, Any]]:
-    """Makes examples, [group, ...], of a group of elements; traceable."""
-    source, decode = split.source, split.decode
+def decoder(split: Split, check: Check | None = None) -> Callable[[Any], dict[str, Any]]:
+    """Makes examples, [group, ...], of a group of elements; traceable.
+
+    Args:
+      split: what they are of.
+      check: looks at examples as the source has them, before the model's own `decode`.
+    """
+    source, decode, check = split.source, split.decode, check or dict
     if decode is None:
-        return source.examples
+        return lambda elements: check(source.examples(elements))
     made = signature(split.layout())
     spec = source.spec()
     if all(part.shape.is_fully_defined() or varies(part) for part in tf.nest.flatten(spec)):
 
         def examples(elements: Any) -> dict[str, Any]:
-            group = source.examples(elements)
+            group = check(source.examples(elements))
             return tf.map_fn(decode, group, fn_output_signature=made, parallel_iterations=1)
 
         return examples
 
     def one(element: Any) -> dict[str, Any]:
-        return decode(source.example(element))
+        return decode(check(source.example(element)))
 
     return lambda elements: tf.map_fn(one, elements, fn_output_signature=made, parallel_iterations=1)
 
@@ -48,6 +55,7 @@ def load(split: Split) -> dict[str, Any]:
       UserError: the source holds more or fewer examples than it says, or one that cannot be used.
     """
     if split.decode is None and (arrays := split.source.arrays(split.name)) is not None:
+        refuse_bad(arrays, split.source.name, split.name, split.bad)  # those that are mapped, too
         _check_classes(split, arrays)
         return arrays
     size, layout = split.examples, split.layout()
@@ -172,33 +180,56 @@ def telling(split: Split, elements: Callable[[], tf.data.Dataset]) -> Iterator[N
         raise (refusal or error) from error
 
 
+def checking(split: Split, alone: bool = False) -> Check | None:
+    """What looks at examples that are read as they go; None where they are to be taken as they are."""
+    return functools.partial(checked, alone=alone) if split.bad != "keep" else None
+
+
 def fault(split: Split, elements: tf.data.Dataset) -> UserError | None:
-    """The first of `elements` that cannot be read or decoded, as a message; None where all can."""
-    one, number, element = tf.function(decoder(split)), 0, None
+    """The first of `elements` that cannot be read, decoded or used, as a message; None where all can."""
+    for alone in (False, True):
+        found = _first_fault(split, elements, tf.function(decoder(split, checking(split, alone))))
+        if found is not None:
+            return found
+    return None
+
+
+def _first_fault(split: Split, elements: tf.data.Dataset, decode: Any) -> UserError | None:
+    iterator, element = iter(elements.batch(1)), None
     try:
-        for element in elements.batch(1):
-            number += 1
-            one(element)
+        while (element := next(iterator, None)) is not None:
+            decode(element)
+            element = None
     except (tf.errors.OpError, ValueError) as error:
         text = str(getattr(error, "message", error))
         if own := re.search(r"UserError: (--.*?)(?:\n|$)", text):  # a source's own message
             return UserError(own[1])
-        lines = [x for x in text.splitlines() if not re.match(r'\s+File "|Detected at|Graph exec|\s*\[\[', x)]
-        reason = " ".join(" ".join(lines).partition("Traceback (most recent call last)")[0].split())
-        reason = re.sub(r"^\{\{function_node.*?\}\}\s*|\s*\[Op:\w+\]|\[\[\{\{.*", "", reason)
-        return UserError(
-            f"--dataset={split.source.name}: an example of {split.name} cannot be read, "
-            f"{_place(split, element, number)}: {reason[:400]} {split.source.remedy}"
-        )
+        where = f"--dataset={split.source.name}: {_place(split, element)}"
+        if bad := blamed(text):
+            return UserError(f"{where}, {bad}. Mend the data, or give --bad_examples=keep to train on it.")
+        return UserError(f"{where}, cannot be read: {_reason(text)} {split.source.remedy}")
     return None
 
 
-def _place(split: Split, element: Any, number: int) -> str:
-    """Which example it is, as its source tells."""
+def _reason(text: str) -> str:
+    """What an op says, without TensorFlow's report around it."""
+    lines = [x for x in text.splitlines() if not re.match(r'\s+File "|Detected at|Graph exec|\s*\[\[', x)]
+    reason = " ".join(" ".join(lines).partition("Traceback (most recent call last)")[0].split())
+    return re.sub(r"^\{\{function_node.*?\}\}\s*|\s*\[Op:\w+\]|\[\[\{\{.*", "", reason)[:400]
+
+
+def _place(split: Split, element: Any) -> str:
+    """`split train, example 17`, counted from 0, and its file where it has one of its own."""
     if element is not None and element.dtype == tf.int64:
-        described = getattr(split.source, "described", "number {}".format)
-        return described(int(element[0]))
-    return f"number {number} of those that were read then"
+        number, own_file = int(element[0]), getattr(split.source, "file", None)
+        name, at = place_of(number, split.source.sizes())
+        return f"split {name}, example {at}" + (f" ({own_file(number)})" if own_file else "")
+    at = -1
+    with contextlib.suppress(tf.errors.OpError):  # read in order, up to the same one
+        for at, other in enumerate(elements_of(split)):
+            if element is not None and bool(tf.reduce_all(other == element[0])):
+                return f"split {split.name}, example {at}"
+    return f"split {split.name}, example {at + 1}"
 
 
 class _Column:

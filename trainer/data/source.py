@@ -260,6 +260,15 @@ def parts(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
     return [(part.splitname, part.from_ or 0, end) for part, end in zip(found, ends, strict=True)]
 
 
+def place_of(number: int, sizes: Mapping[str, int]) -> tuple[str, int]:
+    """The split and the place in it of an element, where the splits are numbered in a row."""
+    for name, size in sizes.items():
+        if number < size:
+            return name, number
+        number -= size
+    raise IndexError(number)
+
+
 def shared(one: str, other: str, sizes: Mapping[str, int]) -> int:
     """How many examples of split `other` are in split `one`, too."""
     count = 0

@@ -188,6 +188,7 @@ class Loop:
             logged, trained = self._logged
             self._logged = logged + done, trained + seconds
             self.meanwhile()
+            self.feed.waited()  # nor does the pipeline's own start tell how it keeps up
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()

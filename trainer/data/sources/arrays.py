@@ -103,12 +103,18 @@ class Arrays:
           UserError: an example cannot be used, and `way` is `refuse`.
         """
         splits, notes, origin = {}, [], self._origin
+        mapped = any(isinstance(a, np.memmap) for arrays in self._splits.values() for a in arrays.values())
+        if mapped and policy == "skip":
+            raise UserError(
+                f"--bad_examples=skip: {self.name} is mapped into memory and not looked through beforehand. "
+                "Give refuse, or keep, or write it as .npz."
+            )
         for split, arrays in self._splits.items():
             rows = {name: self._bad(split, name, policy) for name in arrays}
             bad = np.unique(np.concatenate(list(rows.values()))).astype(np.int64)
             if len(bad) and policy != "skip":
                 name = next(name for name, found in rows.items() if len(found))
-                raise self._refusal(split, name, rows[name])
+                raise self._refusal(split, name, rows[name], policy)
             if len(bad):
                 size = len(next(iter(arrays.values())))
                 arrays = {
@@ -133,19 +139,18 @@ class Arrays:
             return found
         return np.union1d(found, bad_rows("label" if name == self._origin.label else name, array))
 
-    def _refusal(self, split: str, name: str, rows: np.ndarray) -> UserError:
+    def _refusal(self, split: str, name: str, rows: np.ndarray, policy: str) -> UserError:
         array, missing = self._splits[split][name], self._origin.missing.get(split, {}).get(name, ())
         value = f"{array[rows[0]]}" if isinstance(array, np.ndarray) and array.ndim == 1 else "not finite"
         if rows[0] in missing:
             value = "no value"
         elif array.dtype.kind in "iu" if isinstance(array, np.ndarray) else False:
             value += " (the label is missing)"
+        keeps = ", or --bad_examples=keep to train on NaN and -1 as they are" if policy != "keep" else ""
         return UserError(
             f"--dataset={self.name}: split {split}, example {listing(map(str, rows.tolist()), 5)} of "
             f"{len(array)} (counted from 0), feature {name}: {value}. Mend the data, or give "
-            "--bad_examples=skip to leave such examples out, or --bad_examples=keep to train on NaN and -1 "
-            "as "
-            "they are."
+            f"--bad_examples=skip to leave such examples out{keeps}."
         )
 
     def _checked(self, split: str, features: Any) -> dict[str, Any]:

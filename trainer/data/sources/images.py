@@ -3,7 +3,6 @@
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,8 @@ from trainer.data.fingerprints import of_files
 from trainer.data.source import parts
 from trainer.data.sources.arrays import ClassNames
 from trainer.data.sources.classes import check_spelling
+from trainer.data.sources.image_files import find_images, read_heads
 from trainer.errors import UserError, listing
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-READERS = 8  # files whose heads are read at once
-_END = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # what a whole file ends with
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,8 @@ class Images:
         """The images of these numbers."""
         return tf.map_fn(self.example, elements, fn_output_signature=self.spec(), parallel_iterations=1)
 
-    def described(self, number: int) -> str:
-        """The file of an example."""
+    def file(self, number: int) -> str:
+        """The path of an example."""
         return self._paths[number]
 
     def arrays(self, split: str) -> None:
@@ -159,10 +155,11 @@ def open_images(
     flag = f"--dataset={name}"
     if channels not in (1, 3):
         raise UserError(f"{flag}: channels={channels!r}: give 3 for colours or 1 for grey.")
-    files = _files(flag, folder)
+    files, left = find_images(flag, folder)
     classes = tuple(sorted({file.parent.name for group in files.values() for file in group}))
     check_spelling(flag, "folders", classes)
-    files, found, notes = _read_heads(flag, folder, files, bad)
+    files, found, notes = read_heads(flag, folder, files, channels, bad)
+    notes += [*left, *_unlearnt(files)]
     side = _side(flag, size, found)
     if len(found) > 1 or side not in found:
         smallest, largest = min(found), max(found)
@@ -175,68 +172,11 @@ def open_images(
     return Images(name, folder, files, classes, side, crop, channels, tuple(notes))
 
 
-def _files(flag: str, folder: Path) -> dict[str, list[Path]]:
-    """By split, the images in it, sorted by name."""
-    deep = sorted(f for f in folder.glob("*/*/*") if f.suffix.lower() in SUFFIXES)
-    flat = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in SUFFIXES)
-    if deep and flat:
-        raise UserError(
-            f"{flag}: has images both as CLASS/FILE ({flat[0].relative_to(folder)}) and as SPLIT/CLASS/FILE "
-            f"({deep[0].relative_to(folder)}). Keep one of the two."
-        )
-    if not deep and not flat:
-        raise UserError(f"{flag}: there is no image as CLASS/FILE or SPLIT/CLASS/FILE in {folder}.")
-    splits: dict[str, list[Path]] = {}
-    for file in deep or flat:
-        splits.setdefault(file.parent.parent.name if deep else "train", []).append(file)
-    return dict(sorted(splits.items(), key=lambda item: (item[0] != "train", item[0])))
-
-
-def _read_heads(
-    flag: str, folder: Path, files: Mapping[str, Sequence[Path]], bad: str
-) -> tuple[dict[str, list[Path]], Counter[tuple[int, int]], list[str]]:
-    """(files that are whole, by split; how many have which size; notes)."""
-    every = [file for group in files.values() for file in group]
-    with ThreadPoolExecutor(READERS) as pool:
-        heads = dict(zip(every, pool.map(_head, every), strict=True))
-    broken = [file for file, head in heads.items() if isinstance(head, str)]
-    shown = listing((f"{f.relative_to(folder)} ({heads[f]})" for f in broken), 20)
-    if broken and bad != "skip":
-        raise UserError(
-            f"{flag}: {len(broken)} of {len(every)} images cannot be read: {shown}. Mend or remove them, "
-            "or give "
-            "--bad_examples=skip to leave them out."
-        )
-    whole = {split: [f for f in group if not isinstance(heads[f], str)] for split, group in files.items()}
-    for split, group in whole.items():
-        if not group:
-            raise UserError(f"{flag}: split {split} has no image that can be read.")
-    notes = (
-        [f"{len(broken)} of {len(every)} images are left out (--bad_examples=skip): {shown}."]
-        if broken
-        else []
-    )
-    return whole, Counter(head for head in heads.values() if not isinstance(head, str)), notes
-
-
-def _head(file: Path) -> tuple[int, int] | str:
-    """(height, width) of an image, or what is wrong with the file."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            end = _END.get(image.format or "")
-        if end:
-            with open(file, "rb") as stream:
-                stream.seek(max(file.stat().st_size - 1024, 0))
-                if end not in stream.read():  # some programs write a few bytes behind the end
-                    return "cut off"
-        return height, width
-    except UnidentifiedImageError:
-        return "no image" if file.stat().st_size else "empty"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split())[:100]
+def _unlearnt(files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """A sentence on classes that no training example has."""
+    known = {split: {file.parent.name for file in group} for split, group in files.items()}
+    new = sorted(set().union(*known.values()) - known.get("train", set().union(*known.values())))
+    return [f"train has no image of {listing(new, 20)}."] if new else []
 
 
 def _side(flag: str, size: Any, found: Counter[tuple[int, int]]) -> tuple[int, int]:

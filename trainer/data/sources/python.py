@@ -67,7 +67,9 @@ def _is_a_split(value: Any) -> bool:
     """Whether a value of a dictionary is a split of its own, not an array."""
     if isinstance(value, Mapping | tf.data.Dataset):
         return True
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tf.data.Dataset):
+    if isinstance(value, tuple) and value and isinstance(value[0], tf.data.Dataset):
+        return True
+    if isinstance(value, tuple) and value and all(hasattr(part, "shape") for part in value):  # (x, y)
         return True
     array_like = isinstance(value, np.ndarray | list | tuple | tf.Tensor | tf.RaggedTensor | str | bytes)
     return not array_like and not hasattr(value, "__array__") and _has_items(value)
@@ -78,9 +80,11 @@ def _has_items(value: Any) -> bool:
 
 
 def _kind(found: Any, where: str, names: Sequence[str]) -> str:
-    if isinstance(found, tf.data.Dataset) or (
-        isinstance(found, tuple) and isinstance(found[0], tf.data.Dataset)
-    ):
+    if isinstance(found, tf.data.Dataset):
+        return "dataset"
+    if isinstance(found, tuple) and found and isinstance(found[0], tf.data.Dataset):
+        if len(found) != 2:
+            raise UserError(f"{where}: is {len(found)} things; give (dataset, size).")
         return "dataset"
     if isinstance(found, Mapping):
         return "arrays"

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.fingerprints import fingerprint, of_array
-from trainer.data.source import parts
+from trainer.data.source import parts, place_of
 from trainer.errors import UserError, guarded
 
 PROBED = 16  # examples that are asked for beforehand, twice
@@ -112,20 +112,8 @@ class Sequences:
                 group[name] = tf.ensure_shape(values, [elements.shape[0], *part.shape])
         return group
 
-    def described(self, number: int) -> str:
-        """The split and the place of an example."""
-        split, place = self._place(number)
-        return f"{split}[{place}]"
-
     def arrays(self, split: str) -> None:
         """None: each example is asked for."""
-
-    def _place(self, number: int) -> tuple[str, int]:
-        for split, size in self._sizes.items():
-            if number < size:
-                return split, number
-            number -= size
-        raise IndexError(number)
 
     def _read(self, numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
         """The examples of these numbers, as the spec has them.
@@ -134,7 +122,7 @@ class Sequences:
           UserError: an example is of another shape or type than the first ones.
         """
         found = []
-        for split, place, example in self._asked([self._place(int(n)) for n in numbers]):
+        for split, place, example in self._asked([place_of(int(n), self._sizes) for n in numbers]):
             for name, part in self._spec.items():
                 value = example.get(name)
                 if value is None or not part.shape.is_compatible_with(value.shape):

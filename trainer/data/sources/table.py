@@ -44,6 +44,9 @@ def open_table(name: str, files: Mapping[str, Path], features: Sequence[str] = (
             if values.null_count:
                 missing[split][column] = np.flatnonzero(values.is_null().to_numpy())
             splits[split][column] = _array(flag, split, column, values)
+            if column == label and _is_text(splits[split][column]):  # a text of nothing names no class
+                unnamed = np.flatnonzero(splits[split][column].astype(object) == b"")
+                missing[split][column] = np.union1d(missing[split].get(column, unnamed), unnamed)
     classes: dict[str, tuple[str, ...]] = {}
     if label and all(_is_text(arrays[label]) for arrays in splits.values()):
         classes[label], numbers = _numbered(flag, label, splits, missing)
