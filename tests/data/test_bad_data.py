@@ -10,7 +10,7 @@ from trainer.data.feed import reading
 from trainer.data.opening import Places, open_data, open_object
 from trainer.data.records import load
 from trainer.data.source import Split
-from trainer.devices.strategy import Share
+from trainer.devices.replicas import Share
 from trainer.errors import UserError
 
 NAN, MISSING = 17, 41  # examples of train

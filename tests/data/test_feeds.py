@@ -184,7 +184,7 @@ def test_streaming_keeps_one_iterator(toy):
 def test_the_clock_of_what_steps_wait_for(toy, monkeypatch):
     """A clock that goes on by a second each time it is asked: a batch takes a second to come."""
     seconds = tf.Variable(0.0, dtype=tf.float64)
-    monkeypatch.setattr(tf, "timestamp", lambda: seconds.assign_add(1.0))
+    monkeypatch.setattr(tf, "timestamp", lambda: tf.identity(seconds.assign_add(1.0)))
     feed = feed_of("streaming", toy)
     run = drawer(feed, strategy_of(1))
     run(feed.chunk(0, 7), 7)

@@ -98,7 +98,7 @@ def test_sixteen_bits_and_four_inks(tmp_path):
     Image.fromarray(smooth).convert("CMYK").save(tmp_path / "a/inks.jpg", quality=100)
     found = load(Split(open_data(str(tmp_path), Places()), "train"))["image"]
     np.testing.assert_array_equal(found[0], np.repeat((deep >> 8)[..., None], 3, 2))
-    assert np.abs(found[1].astype(int) - smooth).max() <= 6
+    assert np.abs(found[1].astype(int) - smooth).max() <= 12
 
 
 def test_what_is_left_out_is_said(photos):
