@@ -18,6 +18,7 @@ from trainer.devices.replicas import assign
 from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.groups.phases import Phase
+from trainer.model.finalize import finalize
 from trainer.report.screen import Screen
 from trainer.run.assemble import Assembled, assemble
 from trainer.run.build import Engine, engine
@@ -208,6 +209,7 @@ def _copy(source: Program, to: Program) -> None:
     theirs = to.state.named()
     for name, variable in source.state.named().items():
         assign(theirs[name], variable.read_value())
+    finalize(to.state.variables)
 
 
 def _compare(kind: str, dtype: tf.DType, one: Values, other: Values) -> Iterator[Compared]:

@@ -12,13 +12,16 @@ plain one.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.saving import saving_lib
 
+from trainer.model.finalize import finalize
 from trainer.model.names import ModelVariable
 from trainer.readers.source import KerasFile, np_dtype
 
@@ -51,24 +54,49 @@ def by_position(model: Any, variables: Sequence[ModelVariable], file: KerasFile)
     with tf.Graph().as_default(), keras.StatelessScope() as scope, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = _Store(file)
-        saving_lib._load_state(
-            model,
-            weights_store=store,
-            assets_store=None,
-            inner_path="",
-            visited_saveables=set(),
-            failed_saveables=failed,
-            error_msgs=errors,
-        )
-    _finalise(model)
+        with _noted(variables) as noted:
+            saving_lib._load_state(
+                model,
+                weights_store=store,
+                assets_store=None,
+                inner_path="",
+                visited_saveables=set(),
+                failed_saveables=failed,
+                error_msgs=errors,
+            )
+    finalize(variables)  # a layer may have copied a placeholder
     lost = {id(v) for saveable, _ in errors.values() for v in _own(saveable)}
     places = {}
     for variable in variables:
-        value = scope.get_current_value(variable.keras) if variable.keras is not None else None
+        value = noted.get(variable.name)
+        if variable.keras is not None:
+            value = scope.get_current_value(variable.keras)
         path = store.path(value)
         if path is not None and id(variable.keras) not in lost:
             places[variable.name] = path
     return Order(places, _reason(errors) if failed else "")
+
+
+@contextmanager
+def _noted(variables: Sequence[ModelVariable]) -> Iterator[dict[str, Any]]:
+    """`{variable: placeholder}` of plain `tf.Variable`s, which no scope keeps: those of tf-idf lookups."""
+    noted: dict[str, Any] = {}
+    plain = [v for v in variables if v.keras is None and isinstance(v.layer, keras.Layer)]
+
+    def load(layer: Any, store: Any) -> None:
+        for v in plain:
+            key = v.name.rpartition("/")[2]
+            if v.layer is layer and key in store:
+                noted[v.name] = store[key]
+
+    layers = {id(v.layer): v.layer for v in plain}.values()
+    for layer in layers:
+        layer.load_own_variables = partial(load, layer)
+    try:
+        yield noted
+    finally:
+        for layer in layers:
+            del layer.load_own_variables
 
 
 def by_name(model: Any, variables: Sequence[ModelVariable], file: KerasFile) -> dict[str, str]:
@@ -137,13 +165,6 @@ def _reason(errors: Mapping[int, tuple[Any, Exception]]) -> str:
     saveable, error = next(iter(errors.values()))
     name = getattr(saveable, "name", type(saveable).__name__)
     return f"{name}: " + " ".join(str(error).split())[:_LONGEST]
-
-
-def _finalise(model: keras.Model) -> None:
-    """Lets layers that keep a copy of their state take it from the live variables again."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.Normalization) and layer.built:
-            layer.finalize_state()
 
 
 class _Store(saving_lib.H5IOStore):

@@ -1,17 +1,17 @@
 """Assigning restored values on every replica, and the proof: `restore.json` and its table."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints import files
 from trainer.errors import UserError
+from trainer.model.blocks import fold, together
+from trainer.model.finalize import finalize
 from trainer.model.names import ModelVariable
 from trainer.restore import pieces
 from trainer.restore.decide import Decision
@@ -40,9 +40,7 @@ def assign(
             wanted[name] = pieces.checksum(array)
             pieces.assign(strategy.experimental_local_results(entry.variable.value), array)
             del array  # before the next one is read
-    for layer in {id(e.variable.layer): e.variable.layer for e in matched.entries if e.sources}.values():
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with copies of its statistics
+    finalize(e.variable for e in matched.entries if e.sources)
     return [_receipt(strategy, matched, e, before, wanted, arrays) for e in matched.entries]
 
 
@@ -79,27 +77,16 @@ def describe(
     return columns, rows
 
 
-def fold(rows: Sequence[Sequence[str]], most: int = 60) -> list[list[str]]:
-    """Rows of `describe`, those of a block as one (`trunk/*`, 12 variables) where there are over `most`.
-
-    Where that is too much still, blocks that differ in numbers only are one: `block*`.
-    """
-    depth = max((row[0].count("/") for row in rows), default=0)
-    folded = [list(row) for row in rows]
-    for level in [*range(depth, 0, -1), 0]:
-        if len(folded) <= most:
-            break
-        groups: dict[tuple[str, str], list[Sequence[str]]] = {}
-        for row in rows:
-            front = "/".join(row[0].split("/")[: max(level, 1)])
-            front = front if level else re.sub(r"\d+", "*", front)
-            rule = row[3] if level else re.sub(r"\d+", "*", row[3])
-            groups.setdefault((f"{front}/*", rule), []).append(row)
-        folded = [
-            list(group[0]) if len(group) == 1 else [name, f"{len(group)} variables", "", rule, "", ""]
-            for (name, rule), group in groups.items()
-        ]
-    return folded
+def folded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows of `describe` on one screen: those of a layer or block that one rule restored are one row."""
+    shown = []
+    for label, own in fold([row[0] for row in rows], [(row[3], row[2] == "left alone") for row in rows]):
+        cells = [together([rows[i][column] for i in own]) for column in range(len(rows[0]))]
+        if len(own) > 1:
+            cells[0], cells[1] = label, f"{len(own)} variables"
+            cells[4:] = ["" if "unchanged" not in cell else cell for cell in cells[4:]]
+        shown.append(cells)
+    return shown
 
 
 def _receipt(

@@ -16,6 +16,7 @@ from trainer.flags.calls import parse_call
 from trainer.groups import optimizers, plan
 from trainer.groups.group_optimizer import GroupOptimizer
 from trainer.model.blocks import MOST_ROWS, folded
+from trainer.model.finalize import finalize
 from trainer.run.assemble import Assembled
 from trainer.training.program import Program
 
@@ -55,10 +56,13 @@ class Resume:
           UserError: the checkpoint cannot be read, or does not fit although the plan is the same.
         """
         state = program.state.named()
-        if not self.changed:
+        notes: list[str] = []
+        if self.changed:
+            notes = _load_what_fits(self.entry, program, state, self.anew)
+        else:
             checkpoint.load(self.entry, state)
-            return []
-        return _load_what_fits(self.entry, program, state, self.anew)
+        finalize(program.state.variables)
+        return notes
 
 
 def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:

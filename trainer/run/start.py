@@ -1,7 +1,6 @@
 """Where the weights of a run start: as the model's `build` made them, or restored by `--init_from`."""
 
 from trainer.flags.config import Config
-from trainer.model.blocks import fold, together
 from trainer.readers import open_source
 from trainer.report.screen import Screen
 from trainer.restore import match, receipt, rules
@@ -34,7 +33,7 @@ def initialise(config: Config, built: Built, screen: Screen, workdir: Workdir | 
     lines = receipt.assign(built.strategy, matched, match.load(matched))
     columns, rows = receipt.describe(lines, matched.leftover)
     source = matched.source
-    rows = _folded(rows)
+    rows = receipt.folded(rows)
     screen.table(f"Restored from {source.path} ({source.kind})", columns, rows)
     if len(rows) < len(lines):
         kept = "restore.json has all" if workdir else "with a --workdir, restore.json has all"
@@ -42,16 +41,3 @@ def initialise(config: Config, built: Built, screen: Screen, workdir: Workdir | 
     if workdir:
         receipt.write(lines, matched, workdir.path)
     return matched.starts()
-
-
-def _folded(rows: list[list[str]]) -> list[list[str]]:
-    """Rows of a receipt on one screen: those of a layer or block that one rule restored are one row."""
-    folds = fold([row[0] for row in rows], [(row[3], row[2] == "left alone") for row in rows])
-    shown = []
-    for label, own in folds:
-        cells = [together([rows[i][column] for i in own]) for column in range(len(rows[0]))]
-        if len(own) > 1:
-            cells[0], cells[1] = label, f"{len(own)} variables"
-            cells[4:] = ["" if "unchanged" not in cell else cell for cell in cells[4:]]
-        shown.append(cells)
-    return shown

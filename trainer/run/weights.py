@@ -15,6 +15,7 @@ from trainer.flags import criteria
 from trainer.flags.config import Config
 from trainer.flags.criteria import Criterion
 from trainer.groups.plan import trained_at
+from trainer.model.finalize import finalize
 from trainer.report.screen import Screen
 from trainer.run import recorded
 from trainer.run.build import Built, module_of
@@ -58,6 +59,7 @@ class Saved:
             )
         for v in built.variables:
             assign(v.value, self.arrays[v.name])
+        finalize(built.variables)
         return f"{self.entry.path} ({config.weights} weights)"
 
 
