@@ -3,64 +3,17 @@
 PyTorch's `torch.save(model.state_dict(), path)` writes a zip with raw storages and one small pickle that says
 which tensor lies where. A pickle is a program for a stack machine; this runs the few instructions that such a
 file needs, on plain values. Names are looked up in a fixed table and never imported; a call is made only to
-the functions below, which build records. Anything else is refused by its name.
+the functions of `torch_names.py`, which build records. Anything else is refused by its name.
 """
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from trainer.readers.torch_names import CALLS, Name, Storage, look_up, storage_dtype
 
 _MOST = 1 << 26  # bytes of a pickle; honest ones have about a hundred a tensor
 _DEEPEST = 200_000  # entries of the stack and the memo
-
-# PyTorch's storage classes and dtypes by NumPy's names.
-_STORAGES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
-_DTYPES = (
-    "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool "
-    "complex64 complex128 float8_e4m3fn float8_e5m2"
-).split()
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A run of bytes in the file: its key, the dtype of its numbers (None for bytes), how many."""
-
-    key: str
-    dtype: str | None
-    size: int
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor: where it lies in which storage, in numbers and not in bytes."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A name of the table, before it is called."""
-
-    module: str
-    name: str
 
 
 class _Mark:
@@ -145,13 +98,13 @@ class _Machine:
         self.push(self.memo[place])
 
     def name(self, module: object, name: object) -> None:
-        self.push(_look_up(module, name))
+        self.push(look_up(module, name))
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise ValueError("its pickle calls what is no function")
-        made = _CALLS.get((function.module, function.name))
+        made = CALLS.get((function.module, function.name))
         if made is None:
             raise ValueError(f"its pickle calls {function.module}.{function.name}")
         self.push(made(*arguments))
@@ -168,74 +121,17 @@ class _Machine:
     def storage(self) -> None:
         persistent = self.pop()
         fits = isinstance(persistent, tuple) and len(persistent) == 5 and persistent[0] == "storage"
-        if not fits or not isinstance(persistent[1], _Name) or not isinstance(persistent[2], str):
+        if not fits or not isinstance(persistent[1], Name) or not isinstance(persistent[2], str):
             raise ValueError("its pickle refers to something that is no storage")
         size = persistent[4]
         if not isinstance(size, int) or size < 0:
             raise ValueError(f"a storage of it has {size!r} numbers")
-        self.push(Storage(persistent[2], _STORAGES.get(persistent[1].name), size))
+        self.push(Storage(persistent[2], storage_dtype(persistent[1]), size))
 
     def build(self) -> None:
         # The state of a dictionary is what `state_dict` notes about versions (`_metadata`): not needed.
         self.pop()
         self.top(dict)
-
-
-def _look_up(module: object, name: object) -> Any:
-    if (module == "torch" and name in _STORAGES) or (module, name) == ("torch.storage", "UntypedStorage"):
-        return _Name(str(module), str(name))
-    if (module == "torch" and name in _DTYPES) or (module == "torch" and name in _HALF):
-        return _HALF.get(str(name), str(name))
-    if (module, name) in _CALLS:
-        return _Name(str(module), str(name))
-    raise ValueError(
-        f"its pickle names {module}.{name}, which is no part of a dictionary of weights (a whole model or "
-        "other Python objects were saved)"
-    )
-
-
-_HALF = {"half": "float16", "float": "float32", "double": "float64", "long": "int64", "int": "int32"}
-
-
-def _ints(values: object) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or not all(isinstance(v, int) and v >= 0 for v in values):
-        raise ValueError(f"a tensor of it has the shape {values!r}")
-    return tuple(int(v) for v in values)
-
-
-def _tensor(storage: object, offset: object, shape: object, stride: object, *more: object) -> Tensor:
-    if not isinstance(storage, Storage) or not isinstance(offset, int) or offset < 0:
-        raise ValueError("a tensor of it has no storage")
-    dtype = more[3] if len(more) > 3 and isinstance(more[3], str) else storage.dtype
-    if dtype is None:
-        raise ValueError("a tensor of it has no dtype")
-    sizes, steps = _ints(shape), _ints(stride)
-    if len(sizes) != len(steps):
-        raise ValueError(f"a tensor of it has the shape {sizes} and the strides {steps}")
-    return Tensor(storage, dtype, offset, sizes, steps)
-
-
-def _parameter(data: object, *more: object) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise ValueError("a parameter of it is no tensor")
-    return data
-
-
-def _ordered(*items: object) -> dict[Any, Any]:
-    if items:
-        raise ValueError("its pickle fills a dictionary in an unusual way")
-    return {}
-
-
-_CALLS: Mapping[tuple[object, object], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): _ordered,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): lambda s, o, size, stride, grad, hooks, dtype, *m: _tensor(
-        s, o, size, stride, grad, hooks, None, dtype
-    ),
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): lambda sizes: _ints(sizes),
-}
 
 
 def _tuple(machine: _Machine, count: int) -> None:

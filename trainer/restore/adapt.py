@@ -2,8 +2,8 @@
 
 Each function takes what a user writes (`resize(axis=0)`) and gives `(source, initial) -> array`, where
 `initial` is the variable's initial value, whose shape the result must have. Axes count from the last
-dimension when negative. Results keep the source's dtype; arithmetic is done in float64. `COMBINERS` take
-several stored arrays, which their users name, and may only come first.
+dimension when negative. Results keep the source's dtype; arithmetic is done in double precision.
+`COMBINERS` take several stored arrays, which their users name, and may only come first.
 """
 
 import math
@@ -22,8 +22,7 @@ def mean_channels(axis: int = -2) -> Adapter:
     """
 
     def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
-        wide = source.astype(np.float64)
-        return wide.mean(_axis(axis, source), keepdims=True).astype(source.dtype)
+        return _wide(source).mean(_axis(axis, source), keepdims=True).astype(source.dtype)
 
     return adapter
 
@@ -32,8 +31,7 @@ def sum_channels(axis: int = -2) -> Adapter:
     """Input channels summed into one: a grey image gets the response of three equal channels."""
 
     def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
-        wide = source.astype(np.float64)
-        return wide.sum(_axis(axis, source), keepdims=True).astype(source.dtype)
+        return _wide(source).sum(_axis(axis, source), keepdims=True).astype(source.dtype)
 
     return adapter
 
@@ -46,7 +44,7 @@ def repeat_channels(axis: int = -2) -> Adapter:
         if source.shape[along] != 1:
             raise ValueError(f"axis {axis} of the source has {source.shape[along]} channels, not one")
         count = initial.shape[along]
-        spread = np.repeat(source.astype(np.float64), count, along) / count
+        spread = np.repeat(_wide(source), count, along) / count
         return spread.astype(source.dtype)
 
     return adapter
@@ -59,14 +57,7 @@ def resize(axis: int = -2, keep: int = 0) -> Adapter:
       axis: the axis of the positions.
       keep: so many first positions (class tokens) are taken as they are.
     """
-
-    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
-        along = _axis(axis, source)
-        kept, rest = _split(source, along, keep)
-        rest = _linear(rest, along, initial.shape[along] - keep)
-        return np.concatenate([kept, rest], along).astype(source.dtype)
-
-    return adapter
+    return _resized(axis, keep, _linear)
 
 
 def resize_grid(axis: int = -2, keep: int = 0) -> Adapter:
@@ -76,18 +67,7 @@ def resize_grid(axis: int = -2, keep: int = 0) -> Adapter:
       axis: the axis of the positions.
       keep: so many first positions (class tokens) are taken as they are.
     """
-
-    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
-        along = _axis(axis, source)
-        kept, rest = _split(source, along, keep)
-        old, new = _side(rest.shape[along]), _side(initial.shape[along] - keep)
-        before, after = rest.shape[:along], rest.shape[along + 1 :]
-        grid = rest.reshape(*before, old, old, *after)
-        grid = _linear(_linear(grid, along, new), along + 1, new)
-        rest = grid.reshape(*before, new * new, *after)
-        return np.concatenate([kept, rest], along).astype(source.dtype)
-
-    return adapter
+    return _resized(axis, keep, _bilinear)
 
 
 def rows(index: Sequence[int | None], axis: int = -1) -> Adapter:
@@ -192,7 +172,7 @@ def sum_of(*names: str) -> Combiner:
     def combiner(arrays: Sequence[np.ndarray]) -> np.ndarray:
         if len({array.shape for array in arrays}) != 1:
             raise ValueError(f"shapes {[list(array.shape) for array in arrays]} cannot be added")
-        return np.sum([array.astype(np.float64) for array in arrays], axis=0).astype(arrays[0].dtype)
+        return np.sum([_wide(array) for array in arrays], axis=0).astype(arrays[0].dtype)
 
     return combiner
 
@@ -218,11 +198,23 @@ def _axis(axis: int, array: np.ndarray) -> int:
     return axis % array.ndim
 
 
-def _split(source: np.ndarray, along: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < source.shape[along]:
-        raise ValueError(f"keep={keep!r} is not a number of positions below {source.shape[along]}")
-    kept, rest = np.split(source.astype(np.float64), [keep], along)
-    return kept, rest
+def _wide(array: np.ndarray) -> np.ndarray:
+    """In double precision, complex where it is complex."""
+    return array.astype(np.result_type(array.dtype, np.float64))
+
+
+def _resized(axis: int, keep: int, interpolate: Callable[[np.ndarray, int, int], np.ndarray]) -> Adapter:
+    """All positions but the first `keep` interpolated to as many as the variable has."""
+
+    def adapter(source: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        along = _axis(axis, source)
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < source.shape[along]:
+            raise ValueError(f"keep={keep!r} is not a number of positions below {source.shape[along]}")
+        kept, rest = np.split(_wide(source), [keep], along)
+        rest = interpolate(rest, along, initial.shape[along] - keep)
+        return np.concatenate([kept, rest], along).astype(source.dtype)
+
+    return adapter
 
 
 def _side(positions: int) -> int:
@@ -244,3 +236,11 @@ def _linear(array: np.ndarray, along: int, length: int) -> np.ndarray:
     shape[along] = length
     share = (place - left).reshape(shape)
     return np.take(array, left, along) * (1 - share) + np.take(array, right, along) * share
+
+
+def _bilinear(array: np.ndarray, along: int, length: int) -> np.ndarray:
+    """The same over both sides of a square grid, whose rows lie one after another."""
+    old, new = _side(array.shape[along]), _side(length)
+    before, after = array.shape[:along], array.shape[along + 1 :]
+    grid = array.reshape(*before, old, old, *after)
+    return _linear(_linear(grid, along, new), along + 1, new).reshape(*before, new * new, *after)
