@@ -62,7 +62,7 @@ def test_five_hundred_variables(tmp_path):
 @pytest.mark.parametrize("aligned", [True, False])
 def test_large_arrays_arrive_whole_and_are_nobody_elses(dtype, aligned, monkeypatch):
     monkeypatch.setattr(pieces, "_LARGE", 1 << 10)
-    monkeypatch.setattr(pieces, "_BYTES", 1 << 9)
+    monkeypatch.setattr(buffers, "PIECE", 1 << 9)
     monkeypatch.setattr(buffers, "LARGE", 1 << 10)
     values = np.random.default_rng(0).integers(0, 2, (64, 40))
     wanted = values.astype(tf.as_dtype(dtype).as_numpy_dtype)

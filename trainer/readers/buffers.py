@@ -6,6 +6,9 @@ model's size again. So large arrays are read straight into memory of the pool.
 """
 
 import ctypes
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +17,8 @@ import tensorflow as tf
 
 ALIGNED = 64  # bytes, as TensorFlow's own allocator has it
 LARGE = 1 << 24  # bytes from which memory of the pool is taken
-_PIECE = 1 << 22
+PIECE = 1 << 24  # bytes of a large array that are looked at together
+_READ = 1 << 22
 
 
 def room(size: int) -> np.ndarray:
@@ -40,19 +44,36 @@ def fill(file: IO[bytes], size: int) -> np.ndarray:
     into = room(size)
     view, at = into.data, 0
     while at < size:
-        count = file.readinto(view[at : at + _PIECE])  # type: ignore[attr-defined]
+        count = file.readinto(view[at : at + _READ])  # type: ignore[attr-defined]
         if not count:
             raise ValueError("its data are cut short")
         at += count
     return into
 
 
-def part(place: Path, offset: int, size: int) -> np.ndarray:
-    """`size` bytes of a file from `offset`.
-
-    Raises:
-      ValueError: it ends before.
-    """
+@contextmanager
+def opened(place: Path, offset: int) -> Iterator[IO[bytes]]:
+    """A file, to be read from `offset`."""
     with place.open("rb") as file:
         file.seek(offset)
-        return fill(file, size)
+        yield file
+
+
+@contextmanager
+def member(place: Path, name: str, skipped: int = 0) -> Iterator[IO[bytes]]:
+    """A member of a zip archive without its first bytes; it is to be read to its end, for its checksum.
+
+    Raises:
+      ValueError: there is more of it than was read.
+    """
+    with zipfile.ZipFile(place) as archive, archive.open(name) as file:
+        file.read(skipped)
+        yield file
+        if file.read(1):
+            raise ValueError("it has more data than it announces")
+
+
+def rows(shape: Sequence[int], size: int) -> Iterator[slice]:
+    """Slices of the first axis of about `PIECE` bytes each, of an array of `size` bytes."""
+    step = max(1, shape[0] * PIECE // max(size, 1))
+    yield from (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))

@@ -1,12 +1,14 @@
-"""Looks into an HDF5 file in a process of its own; run as a script, never imported.
+"""Looks into HDF5 files in a process of its own; run as a script, never imported.
 
 The HDF5 library hangs or crashes on some damaged files, so it must not run in the trainer's process.
-`hdf5_child.py FILE` prints the layout as JSON; `hdf5_child.py FILE PATH` writes the bytes of one dataset.
+Each line of its input is a question in JSON, `[FILE]` for the layout or `[FILE, PATH]` for the bytes of one
+dataset. An answer is one byte (0, or 1 where it is the reason for a refusal), its length in 8, and itself.
 """
 
 import json
 import math
 import resource
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -121,23 +123,27 @@ def layout(h5: h5py.File) -> dict[str, Any]:
     return {"legacy": legacy, "groups": groups, "datasets": datasets, "order": order}
 
 
-def main() -> int:
-    """0, or 3 with the reason on stderr."""
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with h5py.File(sys.argv[1], "r") as h5:
-            if len(sys.argv) == 2:
-                sys.stdout.write(json.dumps(layout(h5)))
-            else:
-                dataset = h5[sys.argv[2]]
-                describe(dataset, sys.argv[2])
-                sys.stdout.buffer.write(dataset[()].tobytes())
+def answer(file: str, path: str | None = None) -> bytes:
+    """The layout of a file as JSON, or the bytes of one of its datasets."""
+    with h5py.File(file, "r") as h5:
+        if path is None:
+            return json.dumps(layout(h5)).encode()
+        describe(h5[path], path)
+        return bytes(h5[path][()].tobytes())
+
+
+def main() -> None:
+    """Answers until there are no more questions."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        try:
+            status, said = 0, answer(*json.loads(line))
+        except Exception as error:
+            status, said = 1, " ".join(str(error).split())[:300].encode(errors="replace")
+        sys.stdout.buffer.write(struct.pack("<BQ", status, len(said)))
+        sys.stdout.buffer.write(said)
         sys.stdout.flush()
-    except Exception as error:
-        print(" ".join(str(error).split())[:300], file=sys.stderr)
-        return 3
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

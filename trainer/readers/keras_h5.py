@@ -13,8 +13,10 @@ import json
 import shutil
 import tempfile
 import zipfile
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -57,8 +59,8 @@ def open_keras(place: Path, path: str, flag: str) -> WeightsFile:
         raise damaged(flag, path, error) from error
     source = open_h5(Path(file.name), path, flag, layers)
 
-    def fetch(name: str, _keep: object = file) -> np.ndarray:
-        return source.read(name)
+    def fetch(name: str, _keep: object = file) -> np.ndarray | AbstractContextManager[IO[bytes]]:
+        return source.fetch(name)
 
     return replace(source, kind="Keras .keras file", fetch=fetch)
 
@@ -89,8 +91,8 @@ def open_h5(file: Path, path: str, flag: str, layers: dict[str, KerasLayer] | No
     state = tuple(raw for raw in specs if _is_state(raw, specs[raw], h5.legacy))
     names = unique((name, raw) for name, raw in pairs if raw not in set(state))
 
-    def fetch(name: str) -> np.ndarray:
-        return h5.read(names[name])
+    def fetch(name: str) -> np.ndarray | AbstractContextManager[IO[bytes]]:
+        return h5.fetch(names[name])
 
     kept = {name: specs[raw] for name, raw in names.items()}
     kind = "legacy Keras .h5" if h5.legacy else "Keras .weights.h5"

@@ -1,6 +1,8 @@
 """NumPy's `.npz`: `numpy.lib.format` reads each array, with pickles refused. Names as stored."""
 
 import zipfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -13,49 +15,66 @@ from trainer.readers.source import Spec, WeightsFile, damaged, looks_like_torch,
 _RATIO, _FREE = 50, 1 << 28
 
 
+@dataclass(frozen=True)
+class _Member:
+    """An array of the archive: its member, spec, stored dtype, whether in Fortran's order, its first byte."""
+
+    name: str
+    spec: Spec
+    dtype: np.dtype
+    turned: bool
+    start: int
+
+
 def open_npz(place: Path, path: str, flag: str) -> WeightsFile:
     """Opens an `.npz` file.
 
     Raises:
       UserError: an object array, an array larger than its bytes, or a damaged archive.
     """
-    found: dict[str, tuple[str, Spec]] = {}
     with zipfile.ZipFile(place) as archive:
-        for member in archive.infolist():
-            check_member(member, path, flag)
-            try:
-                with archive.open(member) as file:
-                    spec, _, _, start = _header(file)
-            except Exception as error:
-                raise damaged(flag, path, error, f"the array {member.filename!r}") from error
-            if np.dtype(spec.dtype).kind not in "biufc":
-                raise refuse(
-                    flag,
-                    path,
-                    f"{member.filename!r} holds objects, text or raw bytes ({spec.dtype}), not numbers. "
-                    "Save plain arrays; NumPy does not store bfloat16, so cast it first.",
-                )
-            if start + spec.bytes != member.file_size:
-                raise refuse(
-                    flag,
-                    path,
-                    f"{member.filename!r} announces {spec.bytes} bytes and holds "
-                    f"{member.file_size - start}: the file is damaged.",
-                )
-            found[member.filename.removesuffix(".npy")] = (member.filename, spec)
-    specs, ignored = split_state({name: spec for name, (_, spec) in found.items()})
+        members = [_member(archive, info, path, flag) for info in archive.infolist()]
+    found = {member.name.removesuffix(".npy"): member for member in members}
+    specs, ignored = split_state({name: member.spec for name, member in found.items()})
 
-    def fetch(name: str) -> np.ndarray:
-        with zipfile.ZipFile(place) as archive, archive.open(found[name][0]) as file:
-            spec, dtype, turned, _ = _header(file)
-            data = buffers.fill(file, spec.bytes).view(dtype)
-            if file.read(1):  # to the end, where the checksum is compared
-                raise ValueError("it has more data than it announces")
-        return data.reshape(spec.shape[::-1]).T if turned else data.reshape(spec.shape)
+    def fetch(name: str) -> np.ndarray | AbstractContextManager[IO[bytes]]:
+        member = found[name]
+        stored = buffers.member(place, member.name, member.start)
+        if not member.turned and member.dtype.isnative:
+            return stored
+        with stored as file:
+            data = buffers.fill(file, member.spec.bytes).view(member.dtype)
+        shape = member.spec.shape
+        return data.reshape(shape[::-1]).T if member.turned else data.reshape(shape)
 
     return WeightsFile(
         "NumPy .npz", path, specs, ignored, flag, fetch, torch=looks_like_torch(found), neutral=True
     )
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str, flag: str) -> _Member:
+    """One array, its header read."""
+    check_member(info, path, flag)
+    try:
+        with archive.open(info) as file:
+            spec, dtype, turned, start = _header(file)
+    except Exception as error:
+        raise damaged(flag, path, error, f"the array {info.filename!r}") from error
+    if np.dtype(spec.dtype).kind not in "biufc":
+        raise refuse(
+            flag,
+            path,
+            f"{info.filename!r} holds objects, text or raw bytes ({spec.dtype}), not numbers. "
+            "Save plain arrays; NumPy does not store bfloat16, so cast it first.",
+        )
+    if start + spec.bytes != info.file_size:
+        raise refuse(
+            flag,
+            path,
+            f"{info.filename!r} announces {spec.bytes} bytes and holds "
+            f"{info.file_size - start}: the file is damaged.",
+        )
+    return _Member(info.filename, spec, dtype, turned, start)
 
 
 def check_member(member: zipfile.ZipInfo, path: str, flag: str) -> None:

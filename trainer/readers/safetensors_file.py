@@ -1,13 +1,13 @@
 """`.safetensors`, through the `safetensors` library. Names as stored."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-import numpy as np
+from typing import IO
 
 from trainer.errors import UserError
 from trainer.readers import buffers
-from trainer.readers.source import Spec, WeightsFile, damaged, looks_like_torch, np_dtype, refuse, split_state
+from trainer.readers.source import Spec, WeightsFile, damaged, looks_like_torch, refuse, split_state
 
 _DTYPES = {
     "F64": "float64",
@@ -65,10 +65,8 @@ def open_safetensors(place: Path, path: str, flag: str) -> WeightsFile:
     # Hugging Face's writers state the format.
     torch = looks_like_torch(specs) or metadata.get("format") == "pt"
 
-    def fetch(name: str) -> np.ndarray:
-        spec = specs[name]
-        data = buffers.part(place, starts[name], spec.bytes)
-        return data.view(np_dtype(spec.dtype)).reshape(spec.shape)
+    def fetch(name: str) -> AbstractContextManager[IO[bytes]]:
+        return buffers.opened(place, starts[name])
 
     return WeightsFile("safetensors file", path, kept, ignored, flag, fetch, torch=torch, neutral=True)
 

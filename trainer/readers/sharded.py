@@ -5,7 +5,9 @@ The files lie in the index's own folder, whatever it says, and each is opened by
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -51,8 +53,8 @@ def open_sharded(place: Path, path: str, flag: str, open_one: Callable[[Path], W
         raise refuse(flag, path, f"{lost[0]!r} should be in {shards[lost[0]]} and is not there.")
     kinds = sorted({source.kind for source in sources.values()})
 
-    def fetch(name: str) -> np.ndarray:
-        return everything[name].read(name)
+    def fetch(name: str) -> np.ndarray | AbstractContextManager[IO[bytes]]:
+        return everything[name].fetch(name)
 
     specs = {name: source.specs[name] for name, source in everything.items()}
     kind = f"{len(sources)} shards, each a {' or '.join(kinds)}"

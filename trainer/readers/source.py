@@ -1,13 +1,15 @@
 """What every reader gives back: named arrays, read one by one, and what was set aside."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
 
 from trainer.errors import UserError, near
-from trainer.readers import slots
+from trainer.readers import buffers, slots
 
 # A path component that marks what a trainer or a random generator keeps, not what a network knows.
 _STATE_PARTS = frozenset(
@@ -78,6 +80,7 @@ class WeightsFile:
       specs: `{name: Spec}` of the weights, in the file's order.
       ignored: what is never taken and never missed: optimizer state, counters, random state.
       flag: the flag that named the path, for messages.
+      fetch: gives an array, or where its bytes are stored as they are, these, open.
       keras: the layout of a Keras file, None for others.
       edges: the object graph of a TensorFlow checkpoint, None for others.
       torch: whether its names look like PyTorch's.
@@ -89,7 +92,7 @@ class WeightsFile:
     specs: Mapping[str, Spec]
     ignored: tuple[str, ...]
     flag: str
-    fetch: Callable[[str], np.ndarray] = field(repr=False)
+    fetch: Callable[[str], np.ndarray | AbstractContextManager[IO[bytes]]] = field(repr=False)
     keras: KerasFile | None = field(default=None, repr=False)
     edges: Edges | None = field(default=None, repr=False)
     torch: bool = False
@@ -106,16 +109,36 @@ class WeightsFile:
         Raises:
           UserError: no such name, damaged data, or data that is not what the file announced.
         """
+        (array,) = self._parts(name, whole=True)
+        return array
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """The array called `name` in rows of its first axis, as many at a time as take little memory.
+
+        It comes as one where it is small, or not stored as it is.
+
+        Raises:
+          UserError: as `read`.
+        """
+        return self._parts(name, whole=False)
+
+    def _parts(self, name: str, whole: bool) -> Iterator[np.ndarray]:
         if name not in self.specs:
             raise refuse(self.flag, self.path, f"holds no {name!r}. {near(name, self.specs)}")
         spec = self.specs[name]
         # The libraries below raise whatever they like on damaged bytes (even SystemError).
         try:
-            array = np.asarray(self.fetch(name))
+            stored = self.fetch(name)
+            if isinstance(stored, AbstractContextManager):
+                yield from _read(stored, spec, whole)
+                return
         except UserError:
             raise
         except Exception as error:
             raise damaged(self.flag, self.path, error, f"the data of {name!r}") from error
+        yield self._as_announced(name, np.asarray(stored), spec)
+
+    def _as_announced(self, name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         if array.shape != spec.shape or array.dtype != np_dtype(spec.dtype):
@@ -126,6 +149,19 @@ class WeightsFile:
                 f"{array.dtype}{list(array.shape)}: the file is damaged.",
             )
         return array
+
+
+def _read(stored: AbstractContextManager[IO[bytes]], spec: Spec, whole: bool) -> Iterator[np.ndarray]:
+    """The array whose bytes are stored as they are, at once or in rows."""
+    dtype = np_dtype(spec.dtype)
+    with stored as file:
+        if whole or spec.bytes <= buffers.PIECE or not spec.shape:
+            yield buffers.fill(file, spec.bytes).view(dtype).reshape(spec.shape)
+            return
+        row = spec.bytes // spec.shape[0]
+        for part in buffers.rows(spec.shape, spec.bytes):
+            count = part.stop - part.start
+            yield buffers.fill(file, count * row).view(dtype).reshape(count, *spec.shape[1:])
 
 
 def refuse(flag: str, path: object, why: str) -> UserError:

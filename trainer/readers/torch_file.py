@@ -7,18 +7,20 @@ under `optimizer` and the like is state; a key that all weights are under (`stat
 
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from trainer.errors import UserError
 from trainer.readers import buffers, torch_pickle
 from trainer.readers.source import Spec, WeightsFile, damaged, np_dtype, refuse, size, split_state
-from trainer.readers.torch_pickle import Tensor
+from trainer.readers.torch_names import Tensor
 
 _PICKLE = re.compile(r"([^/]+/)?data\.pkl")
 _STATE = re.compile(
@@ -60,10 +62,10 @@ def open_torch(place: Path, path: str, flag: str) -> WeightsFile:
     if not tensors:
         raise refuse(flag, path, "is a PyTorch file and holds no tensors in a dictionary.")
 
-    def fetch(name: str) -> np.ndarray:
+    def fetch(name: str) -> np.ndarray | AbstractContextManager[IO[bytes]]:
         tensor = tensors[names[name]]
         member = f"{front}data/{tensor.storage.key}"
-        return _read(place, member, starts[tensor.storage.key], tensor, order.decode())
+        return _fetch(place, member, starts[tensor.storage.key], tensor, order.decode())
 
     kept = {short: Spec(tensors[name].shape, tensors[name].dtype) for short, name in names.items()}
     return WeightsFile("PyTorch state dict", path, kept, ignored, flag, fetch, torch=True, neutral=True)
@@ -144,37 +146,33 @@ def _check(name: str, tensor: Tensor, held: int) -> None:
     width = np_dtype(tensor.dtype).itemsize
     numbers = held // width
     count = size(tensor.shape)
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
     shown = name.replace("\0", ".")
-    if count and (last >= numbers or count > numbers):
+    if count and (tensor.last >= numbers or count > numbers):
         raise ValueError(f"{shown!r} announces {list(tensor.shape)}, and its storage has {numbers} numbers")
     if tensor.storage.dtype is not None and tensor.storage.size * width != held:
         raise ValueError(f"a storage announces {tensor.storage.size} numbers and has {held} bytes")
 
 
-def _read(place: Path, member: str, start: int, tensor: Tensor, order: str) -> np.ndarray:
+def _fetch(
+    place: Path, member: str, start: int, tensor: Tensor, order: str
+) -> np.ndarray | AbstractContextManager[IO[bytes]]:
     """The tensor; through the archive, which checks the bytes, where it is the whole storage."""
     dtype, count = np_dtype(tensor.dtype), size(tensor.shape)
     if not count:
         return np.zeros(tensor.shape, dtype)
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
     with zipfile.ZipFile(place) as archive:
         held = archive.getinfo(member).file_size
-        if held == count * dtype.itemsize:
-            with archive.open(member) as file:
-                flat = buffers.fill(file, held).view(dtype)
-                if file.read(1):
-                    raise ValueError("it has more data than it announces")
-        else:
-            part = np.memmap(
-                place,
-                np.uint8,
-                "r",
-                offset=start + tensor.offset * dtype.itemsize,
-                shape=((last + 1 - tensor.offset) * dtype.itemsize,),
-            )
-            flat = part.view(dtype)
+    if held == count * dtype.itemsize:
+        stored = buffers.member(place, member)
+        if tensor.contiguous and order == sys.byteorder:
+            return stored
+        with stored as file:
+            flat = buffers.fill(file, held).view(dtype)
+    else:
+        last = tensor.last + 1 - tensor.offset
+        begin = start + tensor.offset * dtype.itemsize
+        flat = np.memmap(place, np.uint8, "r", begin, (last * dtype.itemsize,)).view(dtype)
     strides = tuple(step * dtype.itemsize for step in tensor.stride)
     array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
     array = np.ascontiguousarray(array).reshape(tensor.shape)  # which makes [1] of []
-    return array.byteswap() if order == "big" else array
+    return array if order == sys.byteorder else array.byteswap()

@@ -191,6 +191,8 @@ def _unfit(entry: Decision, source: WeightsFile, rules: Rules) -> Iterator[str]:
         yield f" ! {variable.name}: the model has {here}, {how} {there} ({entry.source}). " + (
             "See --init_adapt, or --init_skip it." if not entry.adapt else ""
         )
+    elif len(dtypes := {source.specs[name].dtype for name in entry.sources}) > 1:
+        yield f" ! {variable.name}: {entry.source} are of several dtypes ({', '.join(sorted(dtypes))})."
     elif spec.dtype != variable.dtype.name:
         both = variable.dtype.is_floating and tf.as_dtype(np_dtype(spec.dtype)).is_floating
         if not both or not rules.cast:

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from trainer.readers import buffers
 
-_BYTES = 1 << 24  # of a piece
 _LARGE = 1 << 25  # bytes of an array that is handed over
 _SHARED = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 
@@ -18,8 +17,8 @@ def checksum(*arrays: np.ndarray) -> str:
     """SHA-256 of the bytes of arrays in C order, one after another."""
     digest = hashlib.sha256()
     for array in arrays:
-        for piece in _pieces(array.shape, array.nbytes):
-            _update(digest, array[piece])
+        for piece in cut(array):
+            update(digest, piece)
     return digest.hexdigest()
 
 
@@ -64,15 +63,15 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return into
 
 
-def _pieces(shape: Sequence[int], size: int) -> Iterator[Any]:
-    """Slices of the first axis of about `_BYTES` each; `...` where one is enough."""
-    if size <= 2 * _BYTES or not shape or shape[0] < 2:
-        yield ...
-        return
-    rows = max(1, shape[0] * _BYTES // size)
-    yield from (slice(start, start + rows) for start in range(0, shape[0], rows))
+def cut(array: np.ndarray) -> Iterator[np.ndarray]:
+    """A large array in rows of its first axis; a small one as it is."""
+    if array.nbytes <= buffers.PIECE or not array.ndim:
+        yield array
+    else:
+        yield from (array[part] for part in buffers.rows(array.shape, array.nbytes))
 
 
-def _update(digest: Any, array: np.ndarray) -> None:
+def update(digest: Any, array: np.ndarray) -> None:
+    """Adds the bytes of an array in C order to a checksum."""
     # As bytes: the 16-bit and 8-bit floats of ml_dtypes have no buffer of their own.
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -20,10 +20,15 @@ Apply = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is done to the stored arrays: in words, and the function of them."""
+    """What is done to the stored arrays: in words, and the function of them.
+
+    Attributes:
+      by_rows: whether the function of some rows of one array is a stretch of the last axis of the whole.
+    """
 
     text: str
     apply: Apply
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def _kernel(array: np.ndarray) -> np.ndarray:
     return array.transpose(*range(2, array.ndim), 1, 0)
 
 
-TRANSPOSED = Conversion("transposed from PyTorch's layout", one(_kernel))
+TRANSPOSED = Conversion("transposed from PyTorch's layout", one(_kernel), by_rows=True)
 
 
 def last_word(variable: ModelVariable) -> str:
@@ -169,7 +174,7 @@ def _summed(arrays: Sequence[np.ndarray]) -> np.ndarray:
 _L = keras.layers
 _BIAS = {"bias": Kind(("bias",))}
 _LINEAR = {
-    "kernel": Kind(("weight",), Conversion("transposed from PyTorch's layout", one(matrix))),
+    "kernel": Kind(("weight",), Conversion("transposed from PyTorch's layout", one(matrix), by_rows=True)),
     **_BIAS,
 }
 _CONVOLUTION = {"kernel": Kind(("weight",), TRANSPOSED), **_BIAS}

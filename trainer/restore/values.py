@@ -1,15 +1,14 @@
 """The values that variables start from, each read when it is asked for: one array in memory at a time."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from trainer.readers import WeightsFile
-from trainer.readers.source import np_dtype
+from trainer.readers import WeightsFile, buffers
+from trainer.readers.source import np_dtype, size
+from trainer.restore import pieces
 from trainer.restore.decide import Decision
-from trainer.restore.pieces import checksum
-
-_PIECE = 1 << 20  # numbers looked at together
 
 
 class Values(Mapping[str, np.ndarray]):
@@ -26,9 +25,21 @@ class Values(Mapping[str, np.ndarray]):
         self._stored: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The array, read now."""
+        """The array, read now; where it is turned or cast by rows, in little more memory than its own."""
         entry = self._entries[name]
-        return _fitted(entry, [self._source.read(part) for part in entry.sources])
+        if not _in_rows(entry, self._source):
+            return _fitted(entry, [self._source.read(part) for part in entry.sources])
+        variable, start = entry.variable, 0
+        dtype = np_dtype(variable.dtype.name)
+        into = buffers.room(variable.bytes).view(dtype).reshape(variable.shape)
+        for rows in self._source.pieces(entry.sources[0]):
+            part = slice(start, start + len(rows))
+            if entry.layout:
+                into[..., part] = entry.layout.apply([rows])
+            else:
+                into[part] = rows
+            start = part.stop
+        return into
 
     def __iter__(self) -> Iterator[str]:
         """Names in the model's order."""
@@ -45,10 +56,21 @@ class Values(Mapping[str, np.ndarray]):
           ValueError: damaged, not finite, or too large for its variable; `fits` is false where the shape
             is known to be wrong, so that only the stored arrays are looked at.
         """
-        arrays = [_finite(self._source, part) for part in entry.sources]
-        self._stored[entry.variable.name] = checksum(*arrays)
-        if fits:
-            _fitted(entry, arrays)
+        digest, wanted = hashlib.sha256(), np_dtype(entry.variable.dtype.name)
+        whole = fits and bool(entry.how) and not _in_rows(entry, self._source)
+        for name in entry.sources:
+            bad, lost = 0, 0
+            for rows in self._source.pieces(name):
+                pieces.update(digest, rows)
+                bad += _not_finite(rows)
+                lost += _not_finite(_cast(rows, wanted)) if rows.dtype != wanted and not whole else 0
+            if bad:
+                total = size(self._source.specs[name].shape)
+                raise ValueError(f"{bad} of {total} values in the source are not finite ({name}).")
+            _refuse_lost(lost, entry)
+        self._stored[entry.variable.name] = digest.hexdigest()
+        if whole:
+            self[entry.variable.name]
 
     def stored(self, name: str) -> str:
         """SHA-256 of the bytes that the source holds for a variable; of several parts, one after another."""
@@ -65,12 +87,11 @@ def shape_of(entry: Decision, source: WeightsFile) -> tuple[int, ...]:
     return _laid(entry, zeros, np.broadcast_to(np.zeros((), np.float32), entry.variable.shape)).shape
 
 
-def _finite(source: WeightsFile, name: str) -> np.ndarray:
-    """The stored array; ValueError where it is damaged or not finite."""
-    array = source.read(name)
-    if bad := _not_finite(array):
-        raise ValueError(f"{bad} of {array.size} values in the source are not finite ({name}).")
-    return array
+def _in_rows(entry: Decision, source: WeightsFile) -> bool:
+    """Whether the stored array is changed, and rows of it can be put in their place one after another."""
+    cast = source.specs[entry.sources[0]].dtype != entry.variable.dtype.name
+    one_by_one = entry.layout.by_rows if entry.layout else cast
+    return one_by_one and not entry.adapt and bool(entry.variable.shape)
 
 
 def _laid(entry: Decision, arrays: Sequence[np.ndarray], initial: np.ndarray) -> np.ndarray:
@@ -87,20 +108,25 @@ def _fitted(entry: Decision, arrays: Sequence[np.ndarray]) -> np.ndarray:
     # What an adaptation leaves at its initial value comes from the variable as it is now.
     initial = variable.value.numpy() if entry.adapt else np.zeros(())
     array = _laid(entry, arrays, initial)
-    wanted = np_dtype(variable.dtype.name)
-    if array.dtype != wanted:
-        with np.errstate(over="ignore"):
-            array = array.astype(wanted)
-        if bad := _not_finite(array):
-            raise ValueError(f"{bad} values are too large for {variable.dtype.name}.")
+    cast = _cast(array, np_dtype(variable.dtype.name))
+    if cast is not array or len(arrays) > 1 or entry.adapt:
+        _refuse_lost(_not_finite(cast), entry)
     # Not made contiguous: that would be a second copy of a large array that was transposed.
-    return array
+    return cast
+
+
+def _cast(array: np.ndarray, wanted: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return array if array.dtype == wanted else array.astype(wanted)
+
+
+def _refuse_lost(count: int, entry: Decision) -> None:
+    if count:
+        raise ValueError(f"{count} values are too large for {entry.variable.dtype.name}.")
 
 
 def _not_finite(array: np.ndarray) -> int:
     # ml_dtypes' floats have kind V or f; isfinite knows them all. In pieces: no mask of the whole is made.
     if array.dtype.kind not in "fcV":
         return 0
-    flat = array.reshape(-1)
-    starts = range(0, flat.size, _PIECE)
-    return sum(int(np.count_nonzero(~np.isfinite(flat[start : start + _PIECE]))) for start in starts)
+    return sum(int(np.count_nonzero(~np.isfinite(piece))) for piece in pieces.cut(array))

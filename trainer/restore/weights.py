@@ -27,7 +27,7 @@ from trainer.readers import WeightsFile, open_source
 from trainer.restore import receipt as receipts
 from trainer.restore.match import Matched, load, match
 from trainer.restore.propose import Proposal, propose
-from trainer.restore.rules import parse
+from trainer.restore.rules import Rules, parse
 
 _FLAG = "path"
 
@@ -69,9 +69,9 @@ class Receipt:
         return receipts.write(self.lines, self.matched, Path(folder))
 
     def __str__(self) -> str:
-        """A table, folded by layer where it is long."""
+        """A table, folded by layer or block where it is long."""
         columns, rows = receipts.describe([dict(line) for line in self.lines], self.leftover)
-        return f"Restored from {self.source} ({self.kind})\n{_table(columns, receipts.fold(rows))}"
+        return f"Restored from {self.source} ({self.kind})\n{_table(columns, receipts.folded(rows))}"
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ def restore_weights(
 ) -> Receipt:
     r"""Restores chosen variables of a model from any file of weights: all that was asked for, or nothing.
 
-    The arguments are the `--init_*` flags of a run, by the same words. Works under a distribution strategy,
-    on all its replicas, and without one.
+    Works under a distribution strategy, on all its replicas, and without one. The arguments are the
+    `--init_*` flags of a run, by the same words: patterns are regular expressions on whole names.
 
     Args:
       model: a built `keras.Model`, or a `tf.Module`.
       path: a file, a directory, or the prefix of a TensorFlow checkpoint.
-      only: restore only variables with these names (regular expressions on whole names).
+      only: restore only these variables.
       skip: leave these alone, in the model or in the file.
       rename: `MODEL_REGEX -> SOURCE_NAME`; the first that fits counts.
       adapt: `PATTERN METHOD(...)`: how a stored array is made to fit.
@@ -156,22 +156,22 @@ def restore_weights(
         >>> import keras, numpy as np, trainer
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="fc")])
         >>> np.savez("state.npz", **{"fc.weight": np.zeros((2, 3), "f4"), "fc.bias": np.ones(2, "f4")})
-        >>> print(*trainer.restore_weights(model, "state.npz", layout="torch").restored.items(), sep="\n")
-        ('fc/kernel', 'fc.weight')
-        ('fc/bias', 'fc.bias')
-        >>> trainer.restore_weights(model, "state.npz")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        trainer.errors.UserError: path=state.npz (NumPy .npz) does not fit the model; ...
+        >>> trainer.restore_weights(model, "state.npz", layout="torch").restored
+        {'fc/kernel': 'fc.weight', 'fc/bias': 'fc.bias'}
     """
-    refuse_keras_2(model, "model")
     rules = parse(_texts(only), _texts(skip), _texts(rename), cast, _texts(adapt), layout)
+    return _restored(model, open_source(fspath(path), weights, _FLAG), rules)
+
+
+def _restored(model: Any, source: WeightsFile, rules: Rules) -> Receipt:
+    refuse_keras_2(model, "model")
     variables = walk(model)
-    matched = match(variables, open_source(fspath(path), weights, _FLAG), rules, model)
+    matched = match(variables, source, rules, model)
     arrays = load(matched)
     # Of the variables: they may be restored outside the scope that they were made in.
     strategy = getattr(variables[0].value, "distribute_strategy", None) or tf.distribute.get_strategy()
     lines = receipts.assign(strategy, matched, arrays)
-    return Receipt(matched.source.path, matched.source.kind, tuple(lines), matched.leftover, matched)
+    return Receipt(source.path, source.kind, tuple(lines), matched.leftover, matched)
 
 
 def inspect_weights(path: str | PathLike[str], model: Any = None, layout: str = "") -> Inspection:
