@@ -159,12 +159,12 @@ def restore_weights(
         >>> trainer.restore_weights(model, "state.npz", layout="torch").restored
         {'fc/kernel': 'fc.weight', 'fc/bias': 'fc.bias'}
     """
+    refuse_keras_2(model, "model")
     rules = parse(_texts(only), _texts(skip), _texts(rename), cast, _texts(adapt), layout)
     return _restored(model, open_source(fspath(path), weights, _FLAG), rules)
 
 
 def _restored(model: Any, source: WeightsFile, rules: Rules) -> Receipt:
-    refuse_keras_2(model, "model")
     variables = walk(model)
     matched = match(variables, source, rules, model)
     arrays = load(matched)
