@@ -29,6 +29,8 @@ def table(
         **({"depth": [str(row.get("depth", "-")) for row in rows]} if deep else {}),
         **({"factor": [_short(row["factor"]) if "depth" in row else "-" for row in rows]} if deep else {}),
         **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in at},
+        **_where_used(rows, "loss"),
+        **_where_used(rows, "every"),
         "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
         "moves": [row.get("moves") or "-" for row in rows],
         "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
@@ -52,6 +54,12 @@ def table(
             f"{len(rows)} variables in {len(folds)} rows; plan.json and --mode=plan --full have one for each."
         )
     return list(cells), [list(row) for row in zip(*cells.values(), strict=True)], below
+
+
+def _where_used(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[str]]:
+    """A column of what only some groups say; {} where none does."""
+    cells = [str(row.get(key, "-")) for row in rows]
+    return {key: cells} if set(cells) != {"-"} else {}
 
 
 def _folded(

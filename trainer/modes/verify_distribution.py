@@ -192,10 +192,12 @@ def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
             for part in range(parts):
                 batch = half.preprocess(feed.take(drawn, part, parts * count), True, tf.zeros([2], tf.int32))
                 with keras.StatelessScope(collect_losses=True):
-                    losses, metrics = half.loss(batch, True)
-                for name, value in {"loss": losses, **metrics}.items():
-                    pair = value if isinstance(value, tuple) else (value,)
-                    found.setdefault(name, []).append(tf.stack([tf.cast(x, losses.dtype) for x in pair], 1))
+                    terms, metrics = half.loss(batch, True)
+                values = {f"loss/{name}".rstrip("/"): value for name, value in terms.items()} | dict(metrics)
+                dtype = next(iter(terms.values()))[0].dtype
+                for name, value in values.items():
+                    pair = [x for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
+                    found.setdefault(name, []).append(tf.stack([tf.cast(x, dtype) for x in pair], 1))
             return found
 
         return side.program.strategy.run(values, args=(drawn,))

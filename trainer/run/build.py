@@ -27,6 +27,7 @@ from trainer.model.checks import LossTrace, check_features, check_precision
 from trainer.model.module import ModelModule
 from trainer.model.names import ModelVariable, walk
 from trainer.model.outputs import Outputs
+from trainer.model.returns import Means
 
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
@@ -193,9 +194,15 @@ def evaluation_split(config: Config, built: Built, source: Source) -> Split | No
 
 
 def check_model(
-    config: Config, built: Built, split: Split, trained: frozenset[str]
-) -> tuple[Built, tuple[str, ...]]:
-    """The model, with what its forward pass writes marked, and names of the metrics of its loss on the data.
+    config: Config, built: Built, split: Split, trained: Mapping[str, str]
+) -> tuple[Built, Means]:
+    """The model, with what its forward pass writes marked, and what its loss yields on the data.
+
+    Args:
+      config: the flags.
+      built: the model.
+      split: of the data.
+      trained: as of `LossTrace`.
 
     Raises:
       UserError: data that do not go with the model.
@@ -216,10 +223,10 @@ def check_model(
         "there cannot be seen, and would be other numbers after a restart: --mode=verify_resume tells."
     )
     notes = (unseen,) if found.hosts else ()
-    return dataclasses.replace(built, variables=marked, classes=found.classes, notes=notes), found.metrics
+    return dataclasses.replace(built, variables=marked, classes=found.classes, notes=notes), found.means
 
 
-def check_outputs(config: Config, built: Built, split: Split, metrics: tuple[str, ...]) -> Outputs | None:
+def check_outputs(config: Config, built: Built, split: Split, means: Means) -> Outputs | None:
     """The model's `outputs` and `metrics`, traced on the data's shapes; None where it has none.
 
     Raises:
@@ -227,7 +234,7 @@ def check_outputs(config: Config, built: Built, split: Split, metrics: tuple[str
     """
     batch = config.batch_size // built.share.replicas
     with modules.naming(config.model_name):
-        return outputs.check(built.module, built.model, split.spec(), batch, metrics)
+        return outputs.check(built.module, built.model, split.spec(), batch, means.names)
 
 
 def check_room(found: Outputs | None, split: Split | None, built: Built) -> None:

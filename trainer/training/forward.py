@@ -7,16 +7,17 @@ import tensorflow as tf
 
 from trainer.data.feed import MASK, Feed
 from trainer.model.outputs import Outputs
+from trainer.model.returns import Term
 from trainer.model.scope import Scope
 from trainer.training.gradients import Gradients, regularization
 
 
 class _Pass(NamedTuple):
-    """What one forward pass gives: losses, metrics, whether the model adds losses of its own, the sum of
-    these and of regularisers, and the outputs of each row.
+    """What one forward pass gives: losses with their weights, metrics, whether the model adds losses of its
+    own, the sum of these and of regularisers, and the outputs of each row.
     """
 
-    losses: tf.Tensor
+    terms: dict[str, Term]
     metrics: Any
     added: bool
     own: Any
@@ -56,11 +57,11 @@ class Forward:
         share = dict(self.feed.take(drawn, replica, half.replicas))
         mask = share.pop(MASK)
         found = self._pass(share, key, size)
-        own, losses = found.own, found.losses
+        own, (losses, _) = found.own, next(iter(found.terms.values()))
         if found.added and self.feed.examples % self.feed.batch:
             own = self._of_real_rows(share, key, mask, own)
         # Such a loss is a batch's; it counts for each of the examples that are real.
-        window = half.sums(losses, found.metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
+        window = half.sums(found.terms, found.metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
         return tf.concat([window, [tf.cast(half.stop, window.dtype)]], 0), found.outputs, before
 
     def _pass(self, share: Any, key: tf.Tensor, rows: int | None) -> _Pass:
@@ -68,11 +69,12 @@ class Forward:
         can = [v for v in variables if v.trainable and (self.active is None or v.name in self.active)]
         batch = self.half.preprocess(share, False, key)
         with Scope(variables, key, frozenset(v.name for v in can)) as scope:
-            losses, metrics = self.half.loss(batch, False, rows)
+            terms, metrics = self.half.loss(batch, False, rows)
+            losses, _ = next(iter(terms.values()))
             own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(can))
             added = bool(scope.losses)
             given = self.outputs.rows(self.half.model, batch) if self.outputs else {}
-        return _Pass(losses, metrics, added, own, given)
+        return _Pass(terms, metrics, added, own, given)
 
     def _of_real_rows(self, share: Any, key: tf.Tensor, mask: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
         """What the model adds over the rows that count, which stand first: padding is no part of a batch."""

@@ -195,7 +195,8 @@ class Loop:
         done = self._run(train, step, n - 1) if n > 1 else 0
         if done < n - 1 or self.program.stopped.numpy():
             return done
-        return done + self._norms.measured(phase, lambda: self._run(train, step + done, 1))
+        at = step + done
+        return done + self._norms.measured(phase.at(at), lambda: self._run(train, at, 1))
 
     def _run(self, train: Any, step: int, n: int) -> int:
         """A call of the compiled loop; how many steps it did."""
@@ -242,14 +243,11 @@ class Loop:
 
     def _means(self) -> dict[str, float]:
         """Mean loss and metrics over the open window."""
-        return window.means(self.program.state.sums.numpy(), self.program.state.metrics)
+        return window.means_of(self.program.state.sums.numpy(), self.program.state.means)
 
     def _log(self, step: int, phase: Phase, values: dict[str, float], rate: float) -> None:
         state = self.program.state
-        for name in window.weightless(state.sums.numpy(), state.metrics):
-            if name not in self._told:
-                self._told.add(name)
-                self.reporter.warn(f"The weights of the metric {name} sum to 0 up to step {step}: it is NaN.")
+        self._tell_of_weights(step)
         last = tf.constant(step - 1, tf.int64)
         rates = {g.name: float(self.program.schedules[g.name](last - g.start)) for g in phase.active}
         self.reporter.log(
@@ -270,6 +268,23 @@ class Loop:
             weights = [v for v in state.variables if v.name in phase.names]
             self.reporter.histograms(step, {v.name: v.value.numpy() for v in weights})
         state.sums.assign(tf.zeros_like(state.sums.read_value()))
+
+    def _tell_of_weights(self, step: int) -> None:
+        """Says once of each mean that nothing gave it a weight, and that a step had no gradient by it."""
+        state = self.program.state
+        told = {
+            name: f"The weights of the {name} sum to 0 up to step {step}: it is NaN."
+            for name in window.weightless(state.sums.numpy(), state.means)
+        }
+        if state.weightless is not None and (steps := int(state.weightless.numpy())):
+            told["a step"] = (
+                f"In {steps} of the steps up to {step} the weights of a loss sum to 0: such a step has no "
+                "gradient of it."
+            )
+        for name, sentence in told.items():
+            if name not in self._told:
+                self._told.add(name)
+                self.reporter.warn(sentence)
 
     def _input_wait(self, rate: float) -> dict[str, float]:
         """The share of the time since the last log point that steps waited for data; {} where none can."""
@@ -311,10 +326,11 @@ class Loop:
 
     def _diagnosis(self, phase: Phase, step: int) -> str:
         """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""
-        gradients, sums = self.program.gradients(phase, self.feed)(self.feed.chunk(step, 1))
+        gradients, sums = self.program.gradients(phase.at(step), self.feed)(self.feed.chunk(step, 1))
         bad = [name for name, g in gradients.items() if not np.all(np.isfinite(_dense(g)))]
         where = f"the gradients of {listing(bad, 5)}" if bad else "the gradient's norm"
-        loss = "" if np.isfinite(window.loss_sum(sums.numpy())) else ", and so is the loss"
+        finite = np.isfinite(window.loss_sum(sums.numpy(), self.program.state.means))
+        loss = "" if finite else ", and so is the loss"
         kept = "saved" if self.save else "kept"
         return (
             f"--on_nonfinite=halt: step {step + 1} is not finite: {where}{loss}. The state before it is "

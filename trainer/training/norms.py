@@ -37,7 +37,7 @@ class GradientNorms:
 
         def keep() -> tf.Tensor:
             squares = {name: tf.zeros([], tf.float64) for name in self._names}
-            for group in phase.active:
+            for group in phase.due:
                 own = [gradients[v.name] for v in group.variables]
                 squares[group.name] += tf.cast(packing.square_sum(own), tf.float64)
             self._squares.assign(tf.stack(list(squares.values())))
@@ -63,7 +63,10 @@ class Norms:
     _compiled: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def measured(self, phase: Phase, step: Any) -> int:
-        """Runs `step()`, a call of one step that returns how many were done, and measures it."""
+        """Runs `step()`, a call of one step that returns how many were done, and measures it.
+
+        `phase` is as at that step: what rests has a norm of its weights only.
+        """
         read, compare = self._functions(phase)
         before = read()
         self.gradients.watched.assign(True)
@@ -75,13 +78,13 @@ class Norms:
         of_gradients = self.gradients.numbers()
         self._by_group = {}
         if done:
-            names = [group.name for group in phase.active]
+            names, due = [group.name for group in phase.active], [group.name for group in phase.due]
             with np.errstate(invalid="ignore", divide="ignore"):
                 ratios = updates / weights
             self._by_group = {
-                "gradient_norm": {name: of_gradients[name] for name in names},
+                "gradient_norm": {name: of_gradients[name] for name in due},
                 "weight_norm": dict(zip(names, map(float, weights), strict=True)),
-                "update_ratio": dict(zip(names, map(float, ratios), strict=True)),
+                "update_ratio": {n: float(r) for n, r in zip(names, ratios, strict=True) if n in due},
             }
         return done
 

@@ -7,6 +7,7 @@ apply half (`updates.py`), which a non-finite step skips, each group's Keras opt
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -128,7 +129,7 @@ class Program:
                 total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
                 return i + 1, total, rows.write(kept, i, given)
 
-            zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
+            zero = tf.zeros([window.size(self.state.means) + 1], tf.float64)
             start = (tf.constant(0), zero, rows.start(n))
             more = lambda i, total, _: tf.logical_and(total[-1] <= 0, i < n)  # noqa: E731
             _, total, kept = tf.while_loop(more, batch, start)
@@ -154,7 +155,7 @@ class Program:
         The gradients are summed over the replicas and neither clipped nor unscaled.
         """
         self.frozen.enter(phase.names, phase.still)
-        active = self.gradient_half.active(phase)
+        moved = self.gradient_half.moved(phase)
 
         @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
@@ -165,19 +166,30 @@ class Program:
             result = StepResult(*parts)
             self.apply_half.assign(result.before)
             local = self.strategy.experimental_local_results
-            slopes = {v.name: local(g)[0] for v, g in zip(active, result.gradients, strict=True)}
+            slopes = {v.name: local(g)[0] for v, g in zip(moved, result.gradients, strict=True)}
             return slopes, local(result.sums)[0]
 
         return compute
 
     def _step(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
-        """One step; returns whether the loop is to stop after it."""
+        """One step, of the groups that are due at it; returns whether the loop is to stop after it."""
+        if len(phase.turns) == 1:
+            return self._update(phase.turns[0], feed, drawn)
+        step = self.state.step.read_value()
+        due = tf.stack([(step - group.start) % group.rule.every == 0 for group in phase.active])
+        turns = [[group.name not in turn.rests for group in phase.active] for turn in phase.turns]
+        now = tf.argmax(
+            tf.cast(tf.reduce_all(tf.constant(turns) == due, axis=1), tf.int32), output_type=tf.int32
+        )
+        return tf.switch_case(now, [partial(self._update, turn, feed, drawn) for turn in phase.turns])
+
+    def _update(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
         parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
         result = StepResult(*parts)
         local = self.strategy.experimental_local_results
-        names = [v.name for v in self.gradient_half.active(phase)]
+        names = [v.name for v in self.gradient_half.moved(phase)]
         self.gradient_norms.see(phase, dict(zip(names, (local(g)[0] for g in result.gradients), strict=True)))
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
