@@ -12,6 +12,7 @@ from tests.support import harness
 from trainer.errors import UserError
 from trainer.groups.phases import Events
 from trainer.training.loop import Loop
+from trainer.training.program import Program
 
 BATCH, BAD = 8, 3
 
@@ -107,6 +108,26 @@ def test_a_run_that_skips_equals_one_without_that_batch() -> None:
     other.train(0, 5)
     counters = {"step", "nonfinite/skipped", "nonfinite/recent"}
     assert changed(state(other), state(made)) == counters
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_branch_that_one_cpu_takes_whole_changes_no_bit(
+    replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> tuple[harness.Made, list[bool]]:
+        made = make(("x", np.nan), "skip", replicas, clip_norm=0.1)
+        function = made.program.trainer(made.phases[0], made.feed)
+        graph = function.get_concrete_function().graph.as_graph_def()
+        nodes = [node for f in graph.library.function for node in f.node_def if node.op == "If"]
+        made.train(0, 6)
+        lowered = [node.attr["_lower_using_switch_merge"].b for node in nodes]
+        return made, lowered
+
+    here, lowered = trained()
+    monkeypatch.setattr(Program, "_on_one_cpu", False)
+    there, always = trained()
+    assert all(always) and (False in lowered) == (replicas == 1)
+    assert changed(state(here), state(there)) == set()
 
 
 def test_off_lets_it_through() -> None:

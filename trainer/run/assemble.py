@@ -190,7 +190,8 @@ def assemble(
         config, built, split, {v.name: rule.loss for rule, own in owned if rule.optimizer for v in own}
     )
     split = build.training_split(config, built, split.source)  # whose labels the model is known to take
-    outputs = build.check_outputs(config, built, split, means)
+    evaluates = config.eval_split != "none"
+    outputs = build.check_outputs(config, built, split, means) if evaluates else None
     criterion = _criterion(config, built, means, outputs)
     judge = stopping.judge(config.stop_when, *evaluated(means, outputs), built.module.better)
     clock = lengths.clock(config, built, split, only_plan)
@@ -239,6 +240,8 @@ def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
 
 def _criterion(config: Config, built: Built, means: Means, outputs: Outputs | None) -> Criterion | None:
     """What `--keep_best` compares evaluations by; refuses one that no evaluation yields."""
+    if config.eval_split == "none":
+        return None
     names, sure = evaluated(means, outputs)
     better = built.module.better
     if sure or not isinstance(better, Mapping):

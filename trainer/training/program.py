@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.data.feed import Feed
+from trainer.devices.strategy import Share
 from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
@@ -183,6 +184,27 @@ class Program:
         )
         return tf.switch_case(now, [partial(self._update, turn, feed, drawn) for turn in phase.turns])
 
+    def _branch(self, finite: tf.Tensor, apply: Callable[[], None], skip: Callable[[], None]) -> None:
+        """One of two ways. On one CPU it is taken as a whole: lowered into the graph around it, a branch
+        of many variables costs seconds at the start. What lies on several devices cannot be taken so.
+        """
+
+        def done(what: Callable[[], None]) -> Callable[[], tf.Tensor]:
+            def branch() -> tf.Tensor:
+                what()
+                return tf.constant(True)
+
+            return branch
+
+        taken = tf.cond(finite, done(apply), done(skip))
+        if self._on_one_cpu:
+            conditional = taken.op.inputs[0].op
+            conditional._set_attr("_lower_using_switch_merge", tf.compat.v1.AttrValue(b=False))
+
+    @property
+    def _on_one_cpu(self) -> bool:
+        return self.replicas == 1 and all("CPU" in device for device in Share(self.strategy).devices)
+
     def _update(self, phase: Phase, feed: Feed, drawn: Any) -> tf.Tensor:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
@@ -198,7 +220,7 @@ class Program:
             if checks := for_effect(graph.get_operations()[before:]):
                 with tf.control_dependencies(checks):
                     finite = tf.identity(finite)
-            tf.cond(finite, apply, lambda: self.apply_half.skip(result))
+            self._branch(finite, apply, lambda: self.apply_half.skip(result))
         else:
             self.apply_half.apply(phase, result)
         return local(result.stopping)[0]
