@@ -52,6 +52,7 @@ def drawn(split, steps=13):
         return np.concatenate([feed.draw(chunk, k)["number"].numpy() for k in range(steps)])
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("kind", ["npy", "tfrecords", "items", "dataset"])
 @pytest.mark.parametrize("which", ["nan", "missing"])
 def test_it_is_named(kind, which, tmp_path):

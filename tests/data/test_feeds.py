@@ -193,6 +193,7 @@ def test_the_clock_of_what_steps_wait_for(toy, monkeypatch):
     assert feed.waited() == 2 and feed_of("resident", toy).waited() is None
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_decode_only_their_rows(workers, toy):
     """Rows of each worker, by hand: 16 rows are 2 batches of 8, worker w has 8 / workers of each."""
@@ -254,6 +255,7 @@ def test_shuffles_in_blocks_reach_every_example(toy, monkeypatch):
     assert sorted(got[0]) == sorted(got[1]) == list(range(SIZE))
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize("way", ["resident", "streaming"])
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("batch", [4, 32])

@@ -95,6 +95,7 @@ def test_what_it_is(made):
     assert len(source.fingerprint()) == 16 and source.fingerprint() == source.fingerprint()
 
 
+@pytest.mark.slow(but=17)
 @pytest.mark.parametrize("way", WAYS)
 def test_once_per_epoch_and_the_same_after_a_resume(made, way):
     needed(made[0], way)
@@ -117,6 +118,7 @@ def test_once_per_epoch_and_the_same_after_a_resume(made, way):
         np.testing.assert_array_equal(stream[:250], in_order[order(3, 103, 0, 250)])
 
 
+@pytest.mark.slow(but=22)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_share_the_same_batches(made, way, replicas):
@@ -128,6 +130,7 @@ def test_replicas_share_the_same_batches(made, way, replicas):
     np.testing.assert_array_equal(one, many)
 
 
+@pytest.mark.slow(but=8)
 @pytest.mark.parametrize("way", ["host", "streaming"])
 def test_two_workers_share_the_same_batches(made, way):
     needed(made[0], way)
@@ -143,6 +146,7 @@ def test_two_workers_share_the_same_batches(made, way):
                 np.testing.assert_array_equal(mine, whole[k, 4 * a + 2 * worker :][:2])
 
 
+@pytest.mark.slow(but=17)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_example_is_evaluated_once(made, way):
     needed(made[0], way)
@@ -158,6 +162,7 @@ def test_every_example_is_evaluated_once(made, way):
             np.testing.assert_array_equal(mask.ravel(), np.arange(24) < 22)
 
 
+@pytest.mark.slow(but=11)
 @pytest.mark.parametrize("split", ["train[:90%]", "train[90%:]", "train[10:20]+test[:5]"])
 def test_parts_of_splits(made, split):
     kind, source = made

@@ -268,6 +268,7 @@ def finish(process):
     return out.strip()
 
 
+@pytest.mark.slow
 def test_prepare_makes_logical_cpus_in_a_fresh_process():
     code = """
 import tensorflow as tf

@@ -260,6 +260,7 @@ def trimmed(batch: Any, training: bool, seed: tf.Tensor) -> Any:
     return {**batch, "x": tf.reshape(batch["x"], [batch["n"].shape[0], 6, 2])[:, :used]}
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"clip_norm": 0.1, "on_nonfinite": "skip"}])
 def test_gradients_of_unknown_shape_on_two_replicas_equal_one(options: dict[str, Any]) -> None:
     def build() -> keras.Model:

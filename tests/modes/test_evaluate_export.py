@@ -266,7 +266,7 @@ def test_an_export_that_fails_leaves_no_litter(mlp, tmp_path, data, monkeypatch,
 # --mode=verify_resume
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_verify_resume_says_ok(tmp_path, data, capsys, monkeypatch, replicas):
     flags = [*RUN, *(NOISY if replicas == 1 else MLP), data, "--mode=verify_resume", "--verify_steps=4"]
@@ -277,6 +277,7 @@ def test_verify_resume_says_ok(tmp_path, data, capsys, monkeypatch, replicas):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_verify_resume_names_what_differs(tmp_path, data, capsys):
     flags = [*RUN, "--model=tests.support.forgetful", "--group=.*  adam  1e-2", data]
     assert main(tmp_path / "run", *flags, "--mode=verify_resume") == 1

@@ -61,6 +61,7 @@ def read_csv(path):
     return header, rows
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("residency", ["resident", "streaming"])
 def test_a_csv_has_the_bits_of_the_evaluation(trained, predict, residency):
     header, rows = read_csv(predict("out.csv", "--weights=ema", f"--data_residency={residency}"))
@@ -191,6 +192,7 @@ def texts(tmp_path_factory):
     return workdir, run
 
 
+@pytest.mark.slow
 def test_lines_on_standard_input(texts, tmp_path, monkeypatch):
     workdir, run = texts
     lines = [" good great ", "bad, poor", 'dull "bad"']

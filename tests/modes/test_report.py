@@ -40,6 +40,7 @@ def test_a_run_leaves_a_page_that_the_mode_writes_again(workdir, capsys):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+@pytest.mark.slow
 def test_what_is_said_at_the_end_can_be_pasted(tmp_path, capsys):
     path = tmp_path / "a b"
     assert main(path, *SMALL, "--report_to=none") == 0

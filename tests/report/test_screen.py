@@ -125,6 +125,7 @@ def run_script(**streams):
     return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, **streams)
 
 
+@pytest.mark.slow
 def test_a_real_pipe_and_a_real_terminal_differ_as_they_should():
     ours, theirs = pty.openpty()
     on_pipe = run_script(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -22,7 +22,7 @@ def test_positions_as_keras(tmp_path, first):
     assert {"equal", "refused"} <= set(outcomes)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(100, 118, 6))
 def test_positions_of_older_keras(tmp_path, first):
     old = pytest.importorskip("tf_keras", reason="the Keras of TF 2.15 and before is not installed")
@@ -154,6 +154,7 @@ def test_variables_of_a_named_layer_go_by_its_own_order(tmp_path):
     assert values == {"layer_normalization/beta": 1, "layer_normalization/gamma": 2}
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
 @pytest.mark.parametrize("suffix", [".h5", ".keras", ".weights.h5", ".tf", ""])
 def test_recurrent_layers_of_older_keras_keep_their_layers_name(tmp_path, kind, suffix):

@@ -102,6 +102,7 @@ def test_the_process_is_as_before():
     assert run.weights()["hidden1/w"].dtype == np.float64
 
 
+@pytest.mark.slow
 def test_it_stops_and_goes_on_to_the_same_bits(tmp_path):
     whole = small()
     whole.train()
@@ -117,6 +118,7 @@ def test_it_stops_and_goes_on_to_the_same_bits(tmp_path):
         assert run.train().metrics == third.metrics != {}  # finished
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_then_goes_up(tmp_path):
     def interrupt(record):
         raise KeyboardInterrupt

@@ -49,6 +49,7 @@ def contents(directory):
 REGROUPED = ("--group=hidden1/.*  sgd(momentum=0.9)  0.05  name=body", "--group=.*  adam  1e-3  name=head")
 
 
+@pytest.mark.slow(but=6)
 @pytest.mark.parametrize(
     "groups, flags, words",
     [
@@ -173,7 +174,7 @@ def test_accepted_another_model_starts_fresh_where_it_differs(workdir, data):
     assert values["step"] == saved["step"] == 6
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "groups",
     [

@@ -98,6 +98,7 @@ def test_what_is_no_hook_is_refused_before_anything(hooks, tmp_path, data, capsy
     assert words in said and "--hook=" in said and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_of_two_workers_the_first_calls_and_both_stop(hooks, tmp_path, data, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = (*FLAGS, data, f"--hook={hooks}.stops", f"--hook={hooks}.on_record")

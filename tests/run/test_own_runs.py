@@ -34,7 +34,7 @@ def datasets(files):
     }
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("kind", ["npz", "photos", "records", "items", "tf.data"])
 @pytest.mark.parametrize("way", ["auto", "streaming"])
 def test_a_killed_run_goes_on_to_the_same_bits(kind, way, files, tmp_path, monkeypatch):
@@ -52,6 +52,7 @@ def plan_of(workdir):
     return newest(workdir).meta["plan"]
 
 
+@pytest.mark.slow
 def test_changed_data_are_drift(files, tmp_path, capsys):
     folder = shutil.copytree(files / "photos", tmp_path / "photos")
     flags = (f"--dataset={folder}(channels=1)", *RULES, *LENGTH)
@@ -72,6 +73,7 @@ def test_changed_data_are_drift(files, tmp_path, capsys):
     assert main(tmp_path / "run", *flags, "--train_for=16", "--accept_plan_change") == 0
 
 
+@pytest.mark.slow
 def test_a_plan_saved_without_the_field_is_no_drift(files, tmp_path, monkeypatch):
     from trainer.run.assemble import Assembled
 

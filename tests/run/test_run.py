@@ -37,6 +37,7 @@ def test_what_a_run_leaves_behind(finished):
         "plan.json",
         "metrics.jsonl",
         "environment.json",
+        "evaluation.npz",
         "report.html",
         "tensorboard/events",
         "tensorboard/train/events",

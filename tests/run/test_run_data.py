@@ -191,7 +191,7 @@ def test_a_plan_that_would_not_start_exits_with_1(no_reading, data_dir, tmp_path
     assert not plan_out.exists()
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adafactor", "nadam", "lamb", "muon"])
 def test_a_plan_counts_state_as_a_run_makes_it(data_dir, tmp_path, optimizer):
     flags = [

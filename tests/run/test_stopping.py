@@ -97,6 +97,7 @@ def test_a_direction_that_nothing_states_is_refused_and_the_modules_own_is_heede
     assert "better = {'ece': 'min'}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_threshold_ends_a_run_that_is_then_finished(whole, tmp_path, data, capsys):
     seen = evaluations(whole)
     # Exactly what the averaged weights reach at step 9, and at no step before.
@@ -125,7 +126,7 @@ def test_a_longer_run_goes_on(tmp_path, data):
     assert main(tmp_path, *flags, "--train_for=18") == 0 and newest(tmp_path).step == 6
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("at, saved", [(5, True), (6, False), (7, True)])
 def test_a_stall_is_counted_over_a_kill(tmp_path, data, monkeypatch, at, saved):
     """An accuracy that the flag takes for worse as it rises: counted 1 at step 6, 2 at step 9."""

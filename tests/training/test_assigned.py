@@ -74,6 +74,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(("rule", "optimizer"), OPTIMIZERS, ids=lambda x: x if isinstance(x, str) else "")
 def test_as_fit_leaves_it(rule: str, optimizer: Any) -> None:
     made = run(rule)
@@ -114,6 +115,7 @@ def test_two_replicas_equal_one() -> None:
         np.testing.assert_allclose(two.values()[name], value, rtol=0, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_accumulated_batches_assign_one_after_another_as_keras_has_them(replicas: int) -> None:
     made = run("sgd 0.1", batch=2 * BATCH, accumulate=2, strategy=strategy(replicas))
@@ -185,6 +187,7 @@ class Plain(tf.Module):
         return tf.reduce_sum(x * self.w * self.free, 1, keepdims=True)
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("rule", [".* sgd 0.1", "w frozen"])
 def test_a_plain_variable_too(rule: str, replicas: int) -> None:

@@ -55,6 +55,7 @@ def make(mode: str, replicas: int = 1, rules: Any = RULES, **flags: Any) -> harn
     return harness.make(Net, scaled, list(rules), data, 6, **options)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_halt_saves_the_state_before_and_names_the_optimizer(replicas: int) -> None:
     made, saved = make("halt", replicas), []
@@ -72,6 +73,7 @@ def test_halt_saves_the_state_before_and_names_the_optimizer(replicas: int) -> N
     assert_copies_equal(made)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_skip_equals_a_run_without_that_batch(replicas: int) -> None:
     made, said = make("skip", replicas, ema=0.9), []

@@ -80,7 +80,7 @@ def float32_again() -> Any:
 
 
 # A NaN in the forward pass, and a loss of 1 with the slope 0 * inf.
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("bad", [("x", np.nan), ("z", 0.0)])
 def test_a_skipped_step_changes_its_counters_only(bad: tuple[str, float], replicas: int) -> None:
@@ -130,6 +130,7 @@ def loop(made: harness.Made, saved: list[Any], said: list[str]) -> Loop:
     return Loop(made.program, tuple(made.phases), events, made.feed, reporter, None, save)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_halt_saves_the_state_before_and_names_the_variables(replicas: int) -> None:
     made, saved = make(("z", 0.0), "halt", replicas), []

@@ -242,6 +242,7 @@ def test_xla_computes_the_same() -> None:
         np.testing.assert_allclose(results[1][name], value, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_float32_weights_by_half_products(precision: str) -> None:
     steps, losses = 60, []

@@ -45,7 +45,7 @@ def spoken(model: Words, batch: dict[str, tf.Tensor], training: bool) -> tuple[t
     return (model(batch["ids"]) - batch["y"]) ** 2, {}
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5, "on_nonfinite": "skip"}, {"accumulate": 2}])
 def test_sparse_gradients_equal_dense_ones(options: dict[str, Any]) -> None:
     random = np.random.default_rng(1)
@@ -137,6 +137,7 @@ TREES = {
 }
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("build", TREES, ids=lambda b: b.__name__)
 def test_groups_reach_every_part_of_a_tree(build: Build, replicas: int) -> None:
@@ -277,7 +278,7 @@ class Recurrent(tf.Module):
         return self.head(self.lstm(y, training=training))
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_recurrent_dropout_and_adapted_statistics(replicas: int) -> None:
     results = []

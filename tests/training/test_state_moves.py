@@ -97,6 +97,7 @@ FULL, BARE = {"full/moving_mean", "full/moving_variance"}, {"bare/moving_mean", 
 ALL = FULL | BARE | {"calls/count", "sn/vector_u"}
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.__name__)
 def test_nothing_frozen_moves_by_a_bit(build: Any, replicas: int) -> None:
