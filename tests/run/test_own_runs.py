@@ -125,7 +125,7 @@ def test_waiting_for_data_is_measured(files, tmp_path, capsys, monkeypatch):
     # The first step is the one that compiled: neither it nor what it waited for is in a share.
     assert shares == pytest.approx([0.6, 0.4, 0.4, 0.4]) and len(asked) == 5
     said = capsys.readouterr().out
-    assert "40% of the time steps wait for their data" in said and "--data_residency=host" in said
+    assert "60% of the time steps wait for their data" in said and "--data_residency=host" in said
     assert main(tmp_path / "quick", f"--dataset={files}/digits.npz", *RULES, *LENGTH) == 0
     assert "input_wait" not in (tmp_path / "quick/metrics.jsonl").read_text()
 
