@@ -11,7 +11,7 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.manifest import scan
 from trainer.errors import UserError
 from trainer.groups import plan, plan_table
-from trainer.run.start import _folded
+from trainer.restore.receipt import folded as fold_rows
 
 SCREEN = 45  # lines
 
@@ -111,8 +111,8 @@ def test_many_differences_of_plans_are_a_few_lines():
 def test_the_receipt_keeps_apart_what_was_restored_and_what_was_not():
     rows = [[f"block_{i}/{v}", "3", f"src/{i}/{v}", "same name", "aa", "bb"] for i in range(20) for v in "kb"]
     rows += [[f"head/{v}", "3", "left alone", "--init_skip", "cc", "unchanged"] for v in "kb"]
-    folded = _folded(rows)
+    folded = fold_rows(rows)
     assert len(folded) == 21
     assert folded[3] == ["block_3/*", "2 variables", "src/3/*", "same name", "", ""]
     assert folded[-1] == ["head/*", "2 variables", "left alone", "--init_skip", "", "unchanged"]
-    assert _folded(rows[:4]) == rows[:4]
+    assert fold_rows(rows[:4]) == rows[:4]
