@@ -43,16 +43,11 @@ def quiet_start() -> Iterator[None]:
     except OSError:  # nowhere to hold anything back
         yield
         return
-    sys.stderr.flush()
-    kept = os.dup(2)
     with held:
-        os.dup2(held.fileno(), 2)
         try:
-            yield
+            with _errors_to(held.fileno()):
+                yield
         finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
             held.seek(0)
             for line in held:
                 if not _NOISE.match(line):
@@ -62,16 +57,22 @@ def quiet_start() -> Iterator[None]:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Drops what is written to file descriptor 2, by C++ too."""
+    with open(os.devnull, "wb") as nowhere, _errors_to(nowhere.fileno()):
+        yield
+
+
+@contextlib.contextmanager
+def _errors_to(descriptor: int) -> Iterator[None]:
+    """What is written to file descriptor 2 goes to this one."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    kept = os.dup(2)
+    os.dup2(descriptor, 2)
     try:
         yield
     finally:
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
 
 
 @contextlib.contextmanager

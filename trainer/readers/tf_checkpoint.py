@@ -22,7 +22,6 @@ from trainer.readers import object_graph, slots, tf_index
 from trainer.readers.source import Edges, Spec, WeightsFile, damaged, is_state, refuse
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_ATTRIBUTE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SHARD = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 
 
