@@ -37,3 +37,19 @@ def as_before():
 
     with as_before():
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS directory in which the bundled digits are prepared."""
+    from trainer.data.sources.tfds import open_dataset
+
+    path = tmp_path_factory.mktemp("data")
+    open_dataset("digits", str(path)).prepare()
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(data_dir):
+    """The flag that names it."""
+    return f"--data_dir={data_dir}"

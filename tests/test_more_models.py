@@ -20,11 +20,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 @pytest.fixture(params=SMALL)
 def flags(request, data):
     """The flagfile of a model, made small."""

@@ -11,11 +11,6 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "tasks.md").read_text()
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 def blocks(section, opening):
     return re.findall(rf"^```{opening}(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 

@@ -1,12 +1,11 @@
 """What one step is fed: order, epochs, remainders, replicas and workers."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from tests.support.shares import Worker
 from tests.support.toys import SIZE, pixels
 from trainer.data.choice import evaluation_feed, residency, training_feed
 from trainer.data.feed import MASK, order
@@ -17,17 +16,6 @@ from trainer.data.sources.tfds import TfdsSource
 from trainer.devices.memory import room
 from trainer.devices.replicas import Share
 from trainer.errors import UserError
-
-
-@dataclass(frozen=True)
-class Worker(Share):
-    """The share of one of several workers, in one process."""
-
-    index: int = 0
-    count: int = 1
-
-    worker = property(lambda self: self.index)
-    workers = property(lambda self: self.count)
 
 
 def strategy_of(replicas):

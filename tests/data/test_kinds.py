@@ -1,12 +1,11 @@
 """Every kind of data keeps every promise: the batches are a function of (seed, step), whoever draws them."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.support.kinds import KINDS, SIZES, number_of, numbers
+from tests.support.shares import Worker, drawing
 from trainer.data.choice import evaluation_feed, order_of, training_feed
 from trainer.data.feed import MASK, order
 from trainer.data.records import elements_of, load
@@ -31,17 +30,6 @@ def needed(kind, way):
         pytest.skip("drawn from memory as other kinds are")
 
 
-@dataclass(frozen=True)
-class Worker(Share):
-    """The share of one of several workers, in one process."""
-
-    index: int = 0
-    count: int = 1
-
-    worker = property(lambda self: self.index)
-    workers = property(lambda self: self.count)
-
-
 def share_of(replicas=1, accumulate=1):
     strategy = (
         mirrored([f"CPU:{i}" for i in range(replicas)]) if replicas > 1 else tf.distribute.get_strategy()
@@ -53,15 +41,7 @@ def drawn(feed, share, start, steps):
     """Numbers [steps, batch] that all replicas together get, and the masks."""
     strategy, got, masks = share.strategy, [], []
 
-    @tf.function
-    def draw(chunk, i):
-        def part(rows):
-            context = tf.distribute.get_replica_context()
-            return feed.take(rows, context.replica_id_in_sync_group, context.num_replicas_in_sync)
-
-        parts = strategy.run(part, args=(feed.draw(chunk, i),))
-        return tf.nest.map_structure(lambda v: tf.concat(strategy.experimental_local_results(v), 0), parts)
-
+    draw = drawing(feed, strategy)
     chunk = feed.chunk(start, steps)
     for i in range(steps):
         batch = {name: value.numpy() for name, value in draw(chunk, tf.constant(i)).items()}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import trainer
 from tests.support.harness import mirrored
+from tests.support.shares import drawing
 from trainer.data.choice import evaluation_feed, training_feed
 from trainer.data.feed import MASK, order, permutation
 from trainer.data.opening import open_object
@@ -67,15 +68,7 @@ def batches(feed, share, start, steps):
     """The whole batches, put together again from what the replicas took."""
     strategy, chunk = share.strategy, feed.chunk(start, steps)
 
-    @tf.function
-    def draw(chunk, i):
-        def part(rows):
-            context = tf.distribute.get_replica_context()
-            return feed.take(rows, context.replica_id_in_sync_group, context.num_replicas_in_sync)
-
-        parts = strategy.run(part, args=(feed.draw(chunk, i),))
-        return tf.nest.map_structure(lambda v: tf.concat(strategy.experimental_local_results(v), 0), parts)
-
+    draw = drawing(feed, strategy)
     return [{k: v.numpy() for k, v in draw(chunk, tf.constant(i)).items()} for i in range(steps)]
 
 

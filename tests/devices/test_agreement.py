@@ -82,11 +82,6 @@ def wait_for(path, processes, seconds=100):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
-@pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
     """A run of two workers from its start to its end; they prepare the data set at the same time."""
     workdir = tmp_path_factory.mktemp("reference") / "run"

@@ -22,12 +22,6 @@ BATCH = 8
 layers = keras.layers
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 def linear() -> keras.Model:
     x = keras.Input((3,))
     return keras.Model(x, layers.Dense(1, name="head")(x))

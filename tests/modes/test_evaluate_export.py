@@ -28,11 +28,6 @@ NOISY = ("--model=tests.support.noisy", "--group=.*  adam  1e-2")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
-@pytest.fixture(scope="module")
 def mlp(tmp_path_factory, data):
     workdir = tmp_path_factory.mktemp("mlp")
     assert main(workdir, *RUN, *MLP, data) == 0

@@ -14,11 +14,6 @@ MLP = ("--model=mnist_mlp(hidden=4)", "--dataset=digits", "--group=.* adam 1e-2"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
-@pytest.fixture(scope="module")
 def mlp(tmp_path_factory, data):
     workdir = tmp_path_factory.mktemp("mlp")
     assert main(workdir, *MLP, data) == 0

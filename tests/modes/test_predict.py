@@ -29,11 +29,6 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory, data):
     """A run, and the rows of its last evaluation, which is of the averaged weights."""
     workdir = tmp_path_factory.mktemp("run")

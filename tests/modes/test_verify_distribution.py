@@ -21,11 +21,6 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 @pytest.fixture(autouse=True)
 def two_replicas(monkeypatch):
     """This process's one MirroredStrategy, wherever a mirrored one is asked for."""

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 import run
 from tests.support import harness, runs
-from trainer.data.sources.tfds import open_dataset
 from trainer.devices.strategy import strategy_for
 from trainer.errors import UserError
 from trainer.model.names import walk
@@ -26,13 +25,6 @@ FLAGS = (
     "--train_for=6",
     "--group=.*  adam  1e-2",
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    open_dataset("digits", str(path)).prepare()
-    return f"--data_dir={path}"
 
 
 @pytest.mark.parametrize(

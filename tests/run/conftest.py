@@ -11,15 +11,8 @@ import run
 from tests.support.refusals import ALL, BASE
 from tests.support.runs import last
 from tests.support.whole_runs import BIASES, REST, main
-from trainer.data.sources.tfds import TfdsSource, open_dataset
+from trainer.data.sources.tfds import TfdsSource
 from trainer.data.streaming import Streaming
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    open_dataset("digits", str(path)).prepare()
-    return path
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ LENGTH = ("--batch_size=20", "--train_for=12", "--log_every=4", "--save_every=2"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
-@pytest.fixture(scope="module")
 def at_six(tmp_path_factory, data):
     """A run of 12 steps that was killed after the checkpoint of step 6."""
     workdir = tmp_path_factory.mktemp("run") / "killed"

@@ -39,11 +39,6 @@ def leaves(record):
 """
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 @pytest.fixture
 def hooks(tmp_path, monkeypatch):
     """A module of hooks of a name of its own, and what its `on_record` has been given."""

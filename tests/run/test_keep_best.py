@@ -37,11 +37,6 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """A function of further lines -> `--model=` a module of them."""

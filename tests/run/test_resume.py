@@ -18,11 +18,6 @@ from trainer.training.evaluation import evaluate
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 # (step of a checkpoint, whether it is still saved before the kill)
 EVERYWHERE = [(5, True), (8, True), (9, False), (10, True), (15, False)]
 

@@ -15,11 +15,6 @@ FLAGS = (*SMALL, "--eval_every=3")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory, data):
     """The run that nothing ends before its last step."""
     workdir = tmp_path_factory.mktemp("whole")

@@ -1,16 +1,9 @@
 """A trunk of keras.applications by examples/pretrained.flags, then all of it: minutes."""
 
-import pytest
-
 from tests.support.exercise import BRIEF, exercise
 from tests.support.runs import main, records
 
 MODEL = '--model=pretrained(trunk="MobileNetV2", size=32, alpha=0.35)'
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
 
 
 def test_a_trunk_with_a_head_then_its_last_blocks(data, tmp_path, monkeypatch):

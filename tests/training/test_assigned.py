@@ -15,12 +15,6 @@ from trainer.errors import UserError
 BATCH, STEPS = 8, 6
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 class InPlace(keras.layers.Layer):
     """Scales its own kernel by its norm at each call, and is called twice by the model."""
 

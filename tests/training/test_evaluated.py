@@ -15,12 +15,6 @@ BATCH = 8
 layers = keras.layers
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 def penalised() -> keras.Model:
     x, l2 = keras.Input((3,)), keras.regularizers.L2(0.1)
     y = layers.Dense(4, activation="tanh", kernel_regularizer=l2, name="h")(x)

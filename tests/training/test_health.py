@@ -20,12 +20,6 @@ from trainer.training.evaluation import evaluator
 BATCH, BAD = 8, 3
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 class Net(tf.Module):
     """Weights that train in peace, and one whose gradient is the batch's own."""
 

@@ -73,12 +73,6 @@ def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[
     return {n for n in before if before[n].tobytes() != after[n].tobytes() and "generator" not in n}
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 # A NaN in the forward pass, and a loss of 1 with the slope 0 * inf.
 @pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])

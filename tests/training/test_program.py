@@ -38,12 +38,6 @@ def small(rules: list[str], steps: int, dtype: str = "float32", **options: Any) 
     return harness.make(perceptron, squared, rules, arrays, steps, precision=dtype, **options)
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 def test_a_phase_is_exact_to_the_step_and_traced_once() -> None:
     traces: Counter[bool] = Counter()
 

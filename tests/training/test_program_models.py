@@ -17,12 +17,6 @@ BATCH, STEPS = 8, 5
 Build = Callable[[], Any]
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 class Words(tf.Module):
     """An embedding, read by rows or, the same by other means, by a product with one-hot vectors."""
 

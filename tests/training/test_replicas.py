@@ -14,12 +14,6 @@ from tests.training.test_program import operations, points, squared
 BATCH = 8
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 def strategy(replicas: int) -> tf.distribute.Strategy | None:
     return harness.mirrored(replicas) if replicas > 1 else None
 

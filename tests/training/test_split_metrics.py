@@ -24,11 +24,6 @@ FLAGS = (
 NUMBERS = ("auc", "f1", "ece")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('data')}"
-
-
 def last(workdir, weights="ema"):
     return [r for r in records(workdir) if r["kind"] == "eval" and r["weights"] == weights][-1]
 

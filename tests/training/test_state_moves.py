@@ -66,12 +66,6 @@ class InModule(tf.Module):
 BUILDS = [flat, nested, InModule]
 
 
-@pytest.fixture(autouse=True)
-def float32_again() -> Any:
-    yield
-    harness.use_precision("float32")
-
-
 def make(build: Any, rules: list[str], replicas: int = 1, **options: Any) -> harness.Made:
     arrays = points(STEPS * BATCH)
     return harness.make(
