@@ -11,7 +11,6 @@ from trainer.data.padding import named
 from trainer.errors import UserError, listing
 
 AT_ONCE = 1 << 22  # numbers that are looked at together
-WAYS = ("refuse", "skip", "keep")
 
 
 def bad_rows(name: str, array: Any) -> np.ndarray:
