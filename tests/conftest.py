@@ -30,6 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.own_markers.remove(mark)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def module_as_before():
+    """What the fixtures of a module leave behind ends with it."""
+    from trainer.run.surroundings import as_before
+
+    with as_before():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def as_before():
     """Keras's settings and all generators are for the next test what they were for this one."""
