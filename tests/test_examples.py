@@ -55,6 +55,7 @@ def moves(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[s
     return {name: float(np.abs(after[name] - before[name]).max()) for name in before}
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.usefixtures("in_root")
 @pytest.mark.parametrize(("name", "first"), [("first_conv_frozen", 0.0), ("layer_rates", 1e-4)])
 def test_the_two_cases_of_the_article(name: str, first: float, tmp_path: Path) -> None:
@@ -75,6 +76,7 @@ def test_the_two_cases_of_the_article(name: str, first: float, tmp_path: Path) -
         assert by_group == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_root")
 def test_gradual_unfreezing_opens_a_layer_an_epoch(tmp_path: Path) -> None:
     line = arguments("gradual_unfreezing", tmp_path, "--batch_size=360", "--keep=30", "--log_every=1")

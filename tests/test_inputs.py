@@ -47,6 +47,7 @@ def trained(tmp_path):
     return (tmp_path / "work/checkpoints/step-000000002/manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_closed_streams_keep_no_run_from_training(tmp_path, data_dir):
     assert shell(tmp_path, data_dir, after="<&- >&- 2>&-") == (0, "", "")
     assert trained(tmp_path)
@@ -61,6 +62,7 @@ def test_a_refusal_with_a_closed_stream_is_status_1(tmp_path, data_dir):
     assert shell(tmp_path, data_dir, before='set -- "$@" --seed=x;', after="2>&-")[::2] == (1, "")
 
 
+@pytest.mark.slow
 def test_keras_of_another_backend_or_format(tmp_path, data_dir):
     status, said, message = shell(tmp_path, data_dir, KERAS_BACKEND="jax")
     assert (status, said) == (1, "")

@@ -15,7 +15,7 @@ def blocks(section, opening):
     return re.findall(rf"^```{opening}(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.slow(but=4)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_runs_word_for_word(name, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -60,6 +60,7 @@ def test_what_killed_processes_left_goes_and_what_another_writes_or_owns_stays(t
             process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_export_leaves_nothing(tmp_path):
     """A real SIGTERM while TensorFlow writes."""
     code = (

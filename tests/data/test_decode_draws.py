@@ -52,6 +52,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow(but=5)
 @pytest.mark.parametrize("words", DRAWS)
 @pytest.mark.parametrize("residency", ["resident", "streaming"])
 def test_a_draw_or_a_state_in_decode_is_refused(words, residency):

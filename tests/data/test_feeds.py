@@ -107,6 +107,7 @@ def test_replicas_draw_the_same_batches(way, toy):
             np.testing.assert_array_equal(one[name], many[name])
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("way", ["resident", "streaming"])
 @pytest.mark.parametrize("step", [12, 13, 70])
 def test_resume_at_any_step(way, step, toy):
@@ -124,6 +125,7 @@ def test_order_ignores_global_seeds(way, toy):
     np.testing.assert_array_equal(*got)
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("way", ["resident", "streaming"])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_accumulated_batches_are_slices(way, replicas, toy):
@@ -226,6 +228,7 @@ def test_decode_is_applied_and_spec_needs_no_reading(toy, monkeypatch):
         np.testing.assert_allclose(got["x"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("split", ["train[10:60]", "train[90%:]", "train[:20]+test"])
 def test_parts_of_splits(split, toy):
     expected = {int(n) for n in load(Split(toy, split))["number"]}
@@ -243,7 +246,7 @@ def test_shuffles_in_blocks_reach_every_example(toy, monkeypatch):
     assert sorted(got[0]) == sorted(got[1]) == list(range(SIZE))
 
 
-@pytest.mark.slow(but=4)
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("way", ["resident", "streaming"])
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("batch", [4, 32])

@@ -75,7 +75,7 @@ def test_what_it_is(made):
     assert len(source.fingerprint()) == 16 and source.fingerprint() == source.fingerprint()
 
 
-@pytest.mark.slow(but=17)
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("way", WAYS)
 def test_once_per_epoch_and_the_same_after_a_resume(made, way):
     needed(made[0], way)
@@ -98,7 +98,7 @@ def test_once_per_epoch_and_the_same_after_a_resume(made, way):
         np.testing.assert_array_equal(stream[:250], in_order[order(3, 103, 0, 250)])
 
 
-@pytest.mark.slow(but=22)
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_share_the_same_batches(made, way, replicas):
@@ -126,7 +126,7 @@ def test_two_workers_share_the_same_batches(made, way):
                 np.testing.assert_array_equal(mine, whole[k, 4 * a + 2 * worker :][:2])
 
 
-@pytest.mark.slow(but=17)
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_example_is_evaluated_once(made, way):
     needed(made[0], way)
@@ -177,6 +177,7 @@ def test_parts_of_any_size_meet_and_miss_nothing():
             assert first[:2] == ("train", 0) and rest == ("train", first[2], size), (size, percent)
 
 
+@pytest.mark.slow(but=5)
 @pytest.mark.parametrize("way", ["resident", "streaming"])
 def test_the_models_decode(made, way):
     def decode(example):

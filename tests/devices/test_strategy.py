@@ -290,6 +290,7 @@ def free_ports(count):
     return ports
 
 
+@pytest.mark.slow
 def test_two_workers_reduce_over_both():
     code = """
 import tensorflow as tf
@@ -318,6 +319,7 @@ print(replicas(strategy), local_replicas(strategy), is_chief(strategy), float(to
         )
 
 
+@pytest.mark.slow
 def test_import_starts_nothing():
     code = """
 import trainer.devices.strategy

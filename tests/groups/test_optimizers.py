@@ -66,7 +66,7 @@ def by_keras(call: str, arrays: dict[str, np.ndarray], decay: float | None) -> d
     return {n: getattr(model, n).numpy() for n in SHAPES}
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("name", CALLS)
 def test_twenty_steps_equal_kerass_apply(name: str, replicas: int) -> None:

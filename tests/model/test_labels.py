@@ -66,6 +66,7 @@ def refusal(dataset, **options):
 WORDS = "split train, example 3 (counted from 0): label is 3, and the model has outputs for 0 to 2 (2 such)"
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("kind", ["arrays", "csv", "npz", "rows", "decoded", "host"])
 def test_labels_of_data_of_every_kind(kind, tmp_path):
     dataset, options = arrays(), {}

@@ -171,6 +171,7 @@ def test_state_that_is_not_the_models_is_refused() -> None:
 # --- metrics ---
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize(
     "name",
     [

@@ -68,6 +68,7 @@ def contents(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow(but=1)
 def test_evaluation_gives_the_bits_that_training_logged(noisy, data, evaluated, monkeypatch):
     # The flags of the training, as in its flagfile; then only what it takes.
     before = contents(noisy)
@@ -91,6 +92,7 @@ def test_evaluation_gives_the_bits_that_training_logged(noisy, data, evaluated, 
     assert both["loss"] == pytest.approx(logged(noisy, 12, "raw")["loss"], rel=1e-6)
 
 
+@pytest.mark.slow(but=1)
 def test_evaluation_from_a_checkpoint_alone(mlp, data, evaluated, capsys):
     assert evaluated(mlp, data) == logged(mlp, 12, "raw")
     assert "Flags as the checkpoint has them: '--model=mnist_mlp(hidden=4)'" in capsys.readouterr().out
@@ -204,6 +206,7 @@ def by_hand(workdir, images, kind="model"):
     return x
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("weights, kind", [("raw", "model"), ("ema", "ema")])
 def test_a_saved_model_serves_raw_examples(mlp, tmp_path, data, images, weights, kind):
     target = tmp_path / "new" / "export"

@@ -37,6 +37,7 @@ def served(path, name="serving_default", **arguments):
     return {n: t.numpy() for n, t in call(**{k: tf.constant(v) for k, v in arguments.items()}).items()}
 
 
+@pytest.mark.slow(but=1)
 def test_raw_text_goes_in_and_words_come_out(texts, tmp_path, capsys):
     run, workdir = texts
     target = tmp_path / "export"
@@ -86,6 +87,7 @@ def serve(model, batch):
 """
 
 
+@pytest.mark.slow(but=1)
 def test_tables_beside_the_model_are_exported(mlp, data, tmp_path, monkeypatch):
     (tmp_path / "tables.py").write_text(TABLES.replace("{{", "{").replace("}}", "}"))
     target = tmp_path / "export"
@@ -111,6 +113,7 @@ def test_encoded_images_give_what_arrays_give(mlp, data, tmp_path):
     assert "`encoded` takes image string[None]" in readme
 
 
+@pytest.mark.slow
 def test_images_of_any_size_go_in_as_files(tmp_path, data):
     workdir, target = tmp_path / "run", tmp_path / "export"
     name = ["--model=tests.support.framed", "--dataset=tests.support.framed_builder", data]

@@ -83,6 +83,7 @@ def test_two_replicas_have_the_rows_in_order(trained, predict, monkeypatch):
     np.testing.assert_allclose(np.array(rows, np.float32), trained[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_checkpoint_or_file_gives_other_numbers(trained, predict, tmp_path):
     def numbers(name, *flags, **more):
         return read_csv(predict(name, *flags, **more))[1]

@@ -37,6 +37,7 @@ def verify(*flags):
     return runs.main(None, *FLAGS, *flags)
 
 
+@pytest.mark.slow
 def test_a_right_model_passes_with_every_setting_of_a_step(data, capsys):
     flags = (
         "--clip_norm=0.1",
@@ -54,6 +55,7 @@ def test_a_right_model_passes_with_every_setting_of_a_step(data, capsys):
     assert all(float(slope) > 0 for name, slope, _ in rows if name == "conv2/kernel")
 
 
+@pytest.mark.slow
 def test_layers_that_differ_between_replicas_by_nature_are_named_and_held_still(data, capsys):
     assert verify(data, "--model=tests.support.noisy", "--data_residency=streaming") == 0
     said = capsys.readouterr().out
@@ -61,6 +63,7 @@ def test_layers_that_differ_between_replicas_by_nature_are_named_and_held_still(
     assert "OK:" in said
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("coupling", "what"),
     [
@@ -76,6 +79,7 @@ def test_a_mean_over_the_replicas_batch_is_caught(data, capsys, coupling, what):
     assert ("It depends on the other examples" in said) == (coupling != "gradient")
 
 
+@pytest.mark.slow
 def test_a_model_of_float32_is_compared_in_float32(data, capsys):
     assert verify(data, "--model=tests.support.coupled(narrow=True)") == 0
     said = capsys.readouterr().out

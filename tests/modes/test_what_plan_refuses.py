@@ -27,6 +27,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

@@ -19,6 +19,7 @@ print("drawn", len(svgs([Chart("a", "a", lambda axes, colours: None)])))
 """
 
 
+@pytest.mark.slow
 def test_matplotlib_is_loaded_when_something_is_drawn():
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True)

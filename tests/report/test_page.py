@@ -103,6 +103,7 @@ def test_whatever_comes_from_files_is_text(tmp_path):
             assert target.startswith(("data:image/png;base64,", "#")), target
 
 
+@pytest.mark.slow(but=5)
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "plan.json", "restore.json", "evaluation.npz", "flags.txt"]
 )
@@ -126,6 +127,7 @@ def test_any_number_can_be_drawn(tmp_path, values):
     assert "</html>" in written(workdir)
 
 
+@pytest.mark.slow
 def test_a_long_run_with_many_groups_makes_a_small_page(tmp_path):
     workdir = left_behind(tmp_path / "run")
     groups = {f"block{i}": 1e-3 * (i + 1) for i in range(40)}

@@ -228,6 +228,7 @@ def test_a_run_cannot_be_evaluated_on_nothing():
         small().weights("best")
 
 
+@pytest.mark.slow
 def test_weights_before_training_are_those_that_it_starts_from(tmp_path):
     trained = small(workdir=str(tmp_path / "run"))
     trained.train()

@@ -44,7 +44,7 @@ def contents(directory):
 REGROUPED = ("--group=hidden1/.*  sgd(momentum=0.9)  0.05  name=body", "--group=.*  adam  1e-3  name=head")
 
 
-@pytest.mark.slow(but=6)
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize(
     "groups, flags, words",
     [

@@ -50,6 +50,7 @@ def run(workdir, steps, **flags):
     return trainer.Run(model=module, dataset=DATA, workdir=str(workdir), save_every=2, **flags)
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("suffix", [".npz", ".weights.h5", ".keras"])
 def test_in_a_model_of_ones_own(source, tmp_path, suffix):
     wanted = by_hand(np.ones((6, 1)))
@@ -65,6 +66,7 @@ def test_in_a_model_of_ones_own(source, tmp_path, suffix):
     np.testing.assert_allclose(got.mean(), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow(but=1)
 def test_after_a_restore_an_evaluation_and_a_resume(source, tmp_path):
     whole = run(tmp_path / "whole", 4, init_from=source)
     trained = whole.train().metrics["loss"]

@@ -93,7 +93,7 @@ def test_a_directory_that_is_taken_away_ends_the_run_and_nothing_is_written_else
 # Records that are gone
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["deleted", "cut", "garbled", "rewritten"])
 def test_records_that_are_gone_are_said_to_be(tmp_path, data, monkeypatch, capsys, what):
     flags = [*SMALL, data, "--train_for=11"]
@@ -207,7 +207,7 @@ def test_an_output_that_fails_while_it_trains(tmp_path, data, monkeypatch, capsy
     assert main(tmp_path, *FLAGS, data) == 0 and newest(tmp_path).step == 30
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["write", "fsync"])
 def test_records_that_cannot_be_written_end_the_run_which_saves(tmp_path, data, monkeypatch, capsys, what):
     whole = tmp_path / "whole"
@@ -251,6 +251,7 @@ def test_a_lock_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
 # Compiling
 
 
+@pytest.mark.slow
 def test_each_phase_says_that_it_compiles_and_the_rate_counts_from_then(tmp_path, data, monkeypatch, capsys):
     flags = [f for f in FLAGS if "--group" not in f and "--train_for" not in f]
     groups = ["--group=logits/.* sgd 0.1 name=head", "--group=.* sgd 0.1 name=body from=6", "--train_for=12"]

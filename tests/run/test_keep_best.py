@@ -77,6 +77,7 @@ def test_the_least_rmse_is_kept_and_found(tmp_path, data, module, capsys):
     assert "step-000000012" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_module_states_the_direction(tmp_path, data, module, capsys):
     model, run = module("stated", "\nbetter = {'rmse': 'min'}\n"), tmp_path / "run"
     assert main(run, model, *FLAGS, data, "--keep_best=rmse:max") == 1

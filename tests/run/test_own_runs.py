@@ -114,6 +114,7 @@ def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys
     assert max(steps) >= 10
 
 
+@pytest.mark.slow
 def test_waiting_for_data_is_measured(files, tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(Streaming, "waited", lambda self: asked.append(1) or 0.4)

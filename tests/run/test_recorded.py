@@ -132,7 +132,7 @@ def test_names_of_tfds_are_known_and_namespaces_are_not():
     assert _is_bundled("mnist_cnn(filters=[1, 2], batch_norm=True)") and not _is_bundled("mnist_cnn(a=b'x')")
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meta",
     [

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYWHERE = [(5, True), (8, True), (9, False), (10, True), (15, False)]
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "replicas, flags, kills",
     [
@@ -169,6 +169,7 @@ def test_a_signal_stops_within_a_step_and_saves(tmp_path, data, number, status):
     assert f"Stopped by a signal at step {ticks(tmp_path)}, saved." in said
 
 
+@pytest.mark.slow
 def test_a_second_signal_exits_at_once(tmp_path, data):
     process = start(tmp_path, "seconds=1000", data)
     until(tmp_path, 1)
@@ -180,6 +181,7 @@ def test_a_second_signal_exits_at_once(tmp_path, data):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments():
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", "8"], cwd=ROOT, capture_output=True, text=True, timeout=600

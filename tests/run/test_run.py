@@ -60,6 +60,7 @@ def test_the_flagfile_repeats_the_run(finished, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_another_seed_ends_elsewhere(finished, tmp_path):
     _, workdir, _ = finished
     main(

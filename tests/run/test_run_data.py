@@ -207,6 +207,7 @@ def test_a_plan_counts_state_as_a_run_makes_it(data_dir, tmp_path, optimizer):
     assert plans[0]["rows"] == plans[1]["rows"] and plans[0]["totals"]["group0"]["state_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_keep_best_saves_at_every_evaluation_and_keeps_the_best(digits, tmp_path):
     """Three evaluations, no save due before the end, one checkpoint to keep: the best one is there too."""
     lengths = ["--train_for=12", "--eval_every=4", "--save_every=100", "--keep=1", "--keep_best=accuracy"]

@@ -44,6 +44,7 @@ def planned(rules, **flags):
     return run.plan()
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_mobilenet_is_a_screen_and_the_whole_is_kept():
     made = planned([".* sgd 0.1"])
     shown = str(made).splitlines()

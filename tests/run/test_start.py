@@ -47,6 +47,7 @@ def source(place: Path) -> dict[str, np.ndarray]:
     return weights(place, "source")
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_trunk_is_restored_and_frozen_and_the_head_trains_from_its_own_start(
     place: Path, source: dict[str, np.ndarray], replicas: int, monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,7 @@ def adds() -> keras.Model:
     return keras.Model(x, layers.Dense(1, name="head")(OfABatch(name="adds")(x)))
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("examples", [16, 19, 12])
 def test_padding_counts_in_no_loss(examples: int, replicas: int) -> None:

@@ -87,7 +87,7 @@ def make(loss: Callable[..., Any], replicas: int = 1, data: Any = None, **option
     return harness.make(classifier, loss, rules, data or arrays(), 6, strategy=strategy(replicas), **options)
 
 
-@pytest.mark.slow(but=4)
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("loss", FAILING, ids=lambda f: f.__name__)
 def test_one_message_and_the_state_before(loss: Callable[..., Any], replicas: int) -> None:
@@ -105,6 +105,7 @@ def test_one_message_and_the_state_before(loss: Callable[..., Any], replicas: in
     assert changed(state(good), saved[0][1]) == set()
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("options", [{"accumulate": 2}, {"accumulate": 2, "jit_compile": True}])
 def test_in_an_accumulated_or_compiled_pass_too(options: dict[str, Any]) -> None:
     """The bad number is in the second batch of the fourth step."""

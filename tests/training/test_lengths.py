@@ -30,6 +30,7 @@ def loss(model, batch, training):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits), {}
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_rows_cut_by_preprocess_on_two_replicas(accumulate):
     arrays = digits(48)
@@ -49,6 +50,7 @@ def test_rows_cut_by_preprocess_on_two_replicas(accumulate):
         np.testing.assert_allclose(value, ends[1][name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_padded_lengths_under_xla():
     flags = {
         "model": own_pipelines, "dataset": own_pipelines.words(), "group": [".* adam 1e-2"], "batch_size": 8,

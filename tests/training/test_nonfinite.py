@@ -174,6 +174,7 @@ def test_float16_halts_only_at_the_smallest_scale() -> None:
     assert "The loss scale is now" in " ".join(said)
 
 
+@pytest.mark.slow
 def test_the_scale_doubles_after_two_thousand_good_steps() -> None:
     made = make(("m", 1.0), "skip", precision="mixed_float16")
     made.program.state.good.assign(1998)

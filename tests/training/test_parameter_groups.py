@@ -56,6 +56,7 @@ def own_loop(strategy, arrays):
     return groups, {name: v.numpy() for name, v in trainer.named_variables(model).items()}
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_it_moves_the_weights_as_a_run_does(replicas):
     arrays = harness.digits(STEPS * BATCH, "float64", side=6)

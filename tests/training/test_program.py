@@ -104,6 +104,7 @@ def operations(function: Any) -> Counter[str]:
     )
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("rules", "convolutions", "products"),
     [

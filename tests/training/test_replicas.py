@@ -49,14 +49,15 @@ RUNS = [("adam 1e-3", "float64", 1e-10), ("sgd 0.01", "float64", 1e-10), ("sgd 0
 
 
 @pytest.mark.slow(but=1)
+@pytest.mark.parametrize("replicas", [2, 4])
 @pytest.mark.parametrize(("optimizer", "precision", "tolerance"), RUNS)
-def test_replicas_do_not_change_the_numbers(optimizer: str, precision: str, tolerance: float) -> None:
-    one = trained(1, optimizer, precision)
-    for replicas in (2, 4):
-        many = trained(replicas, optimizer, precision)
-        for name, value in one.values().items():
-            assert np.abs(many.values()[name] - value).max() <= tolerance * np.abs(value).max(), name
-        np.testing.assert_allclose(many.program.state.sums, one.program.state.sums, rtol=tolerance)
+def test_replicas_do_not_change_the_numbers(
+    optimizer: str, precision: str, tolerance: float, replicas: int
+) -> None:
+    one, many = (trained(n, optimizer, precision) for n in (1, replicas))
+    for name, value in one.values().items():
+        assert np.abs(many.values()[name] - value).max() <= tolerance * np.abs(value).max(), name
+    np.testing.assert_allclose(many.program.state.sums, one.program.state.sums, rtol=tolerance)
 
 
 def normalised() -> keras.Model:
@@ -65,6 +66,7 @@ def normalised() -> keras.Model:
     return keras.Model(x, keras.layers.Dense(1, name="head")(y))
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_batch_statistics_are_averaged_by_hand(accumulate: int) -> None:
     made = harness.make(
@@ -206,7 +208,7 @@ class Holder(tf.Module):
         return self.inside(x, training=training)
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("build", [Kept, Holder])
 @pytest.mark.parametrize(("replicas", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_regularisation_is_scaled_once_as_keras_scales_it(build: Any, replicas: int, accumulate: int) -> None:

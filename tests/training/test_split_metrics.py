@@ -137,6 +137,7 @@ def outputs(model, batch):
     return {"logits": model(batch["x"]), "y": batch["y"]}
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize(
     "parts, words",
     [

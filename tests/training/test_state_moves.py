@@ -91,7 +91,7 @@ FULL, BARE = {"full/moving_mean", "full/moving_variance"}, {"bare/moving_mean", 
 ALL = FULL | BARE | {"calls/count", "sn/vector_u"}
 
 
-@pytest.mark.slow(but=3)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.__name__)
 def test_nothing_frozen_moves_by_a_bit(build: Any, replicas: int) -> None:
@@ -103,6 +103,7 @@ def test_nothing_frozen_moves_by_a_bit(build: Any, replicas: int) -> None:
     assert {n for n, m in said(made).items() if m == "yes"} == own
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.__name__)
 def test_everything_moves_where_everything_trains(build: Any) -> None:
     made = make(build, [".* sgd 0.1"])
