@@ -1,9 +1,12 @@
 """The models beyond the digits' two: a few steps on one and two replicas, resumed, exported, predicted."""
 
+import base64
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.exercise import BRIEF, exercise
 from tests.support.runs import main, records, state
@@ -15,6 +18,7 @@ SMALL = {
     "resnet": "--model=resnet(width=4)",
     "text_transformer": "--model=text_transformer(blocks=1, width=16, heads=2)",
     "text_lm": "--model=text_lm(blocks=1, width=16, heads=2)",
+    "gan": "--model=gan(width=8)",
     "distill": "--model=distill(filters=4, hidden=8)",
     "lora": "--model=lora(layers=1, width=16)",
 }
@@ -85,6 +89,24 @@ def test_a_line_is_written_at_each_evaluation(data, tmp_path, capsys):
     assert len(evaluations) == 2 and all(r["arrays"]["line"].startswith("Returns the ") for r in evaluations)
     assert f"line: {evaluations[-1]['arrays']['line']}"[:20] in capsys.readouterr().out
     assert evaluations[-1]["perplexity"] == pytest.approx(np.exp(evaluations[-1]["nats"]), rel=1e-5)
+
+
+def test_a_picture_is_drawn_at_each_evaluation(data, tmp_path):
+    flags = ["--flagfile=examples/gan.flags", SMALL["gan"], *BRIEF, data]
+    assert main(tmp_path, *flags) == 0
+    evaluations = [r for r in records(tmp_path) if r["kind"] == "eval"]
+    made = [r["arrays"]["made"] for r in evaluations]
+    assert [r["weights"] for r in evaluations] == ["raw", "ema"] * 2 and len(set(made)) == 4
+    assert {"loss", "loss/generator", "loss/discriminator", "fooled"} <= evaluations[-1].keys()
+    png = base64.b64decode(made[-1].removeprefix("data:image/png;base64,"))
+    picture = tf.io.decode_png(png).numpy()
+    assert picture.shape == (224, 224, 1) and picture[:140].std() > 0 and not picture[140:].any()  # 33 images
+    page = (tmp_path / "report.html").read_text()
+    assert f'<img alt="made" src="{made[-1]}">' in page and made[0] not in page
+    found = EventAccumulator(str(tmp_path / "tensorboard" / "eval_ema"), size_guidance={"images": 0})
+    found.Reload()
+    assert [e.step for e in found.Images("made")] == [2, 4]
+    assert found.Images("made")[-1].encoded_image_string == png
 
 
 def test_the_language_models_weights_are_tied_and_it_looks_only_back():

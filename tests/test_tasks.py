@@ -46,6 +46,7 @@ def test_the_tasks_that_people_look_for_are_there():
         "classif",
         "several inputs",
         "language model",
+        "adversarial",
         "autoencoder",
         "contrast",
         "distil",

@@ -245,8 +245,8 @@ def test_features_may_be_nested() -> None:
 
     spec = {"in": {"x": tf.TensorSpec([3], tf.float32)}, "y": tf.TensorSpec([], tf.float32)}
     model = linear()
-    trace = LossTrace(trainer.ModelModule(build=linear, loss=loss), model, walk(model), frozenset())
-    assert trace.check(spec, BATCH, tf.distribute.get_strategy()).metrics == ()
+    trace = LossTrace(trainer.ModelModule(build=linear, loss=loss), model, walk(model), {})
+    assert trace.check(spec, BATCH, tf.distribute.get_strategy()).means.metrics == ()
 
 
 def trimmed(batch: Any, training: bool, seed: tf.Tensor) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from trainer.report import page
+from trainer.report import images, page
 from trainer.report.charts import COLOURS
 from trainer.report.compare import Comparison
 from trainer.report.evaluated import SIDE, WORST, Evaluated
@@ -56,6 +56,17 @@ def left_behind(workdir, name="loss", group="encoder", flags=("--seed=1",), step
 def written(workdir):
     path = page.write(History.read(workdir), workdir / "report.html")[0]
     return path.read_text()
+
+
+def test_only_what_is_an_image_is_shown_as_one(tmp_path):
+    source = images.source(np.arange(12, dtype="uint8").reshape(2, 2, 3))
+    workdir = left_behind(tmp_path / "run")
+    arrays = {HOSTILE: source, "other": source + '"><script>', "line": "data:image/svg+xml;base64,AAAA"}
+    record = {"kind": "eval", "weights": "raw", "step": 50, "loss": 1.0, "arrays": arrays}
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    found = [tag for tag in Elements(written(workdir)).tags if tag[0] in ("img", "script")]
+    assert found == [("img", {"alt": HOSTILE, "src": source})]
 
 
 def test_a_page_shows_what_the_run_left(tmp_path):

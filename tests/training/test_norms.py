@@ -74,6 +74,25 @@ def test_norms_are_those_of_numpy(replicas, flags):
             assert numbers["gradient_norm"][group] == pytest.approx(moved / rate, rel=1e-9)
 
 
+def test_a_group_that_rests_has_a_norm_of_its_weights_only():
+    random = np.random.default_rng(0)
+    arrays = {"x": random.normal(size=[64, 5]), "y": random.normal(size=[64])}
+    rules = ["a/.* sgd 0.25 name=often", "b/.* sgd 0.5 name=seldom every=3"]
+    run = harness.make(build, loss, rules, arrays, 8, precision="float64", on_nonfinite="skip")
+    (phase,) = run.phases
+    train = run.program.trainer(phase, run.feed)
+    for step, due in ((0, True), (1, False), (2, False), (3, True)):
+        before = run.values()
+        assert int(train(run.feed.chunk(step, 1), tf.constant(1))) == 1
+        numbers, after = run.program.norms.numbers(phase), run.values()
+        assert set(numbers["weight_norm"]) == {"often", "seldom"}
+        for number in ("gradient_norm", "update_ratio"):
+            assert set(numbers[number]) == ({"often", "seldom"} if due else {"often"})
+        for group, layer, rate in (("often", "a", 0.25), ("seldom", "b", 0.5)):
+            moved = norm(after[n] - before[n] for n in (f"{layer}/kernel", f"{layer}/bias"))
+            assert moved == pytest.approx(rate * numbers["gradient_norm"].get(group, 0.0), rel=1e-9)
+
+
 def test_measuring_changes_no_bit():
     """However the steps are cut into calls, each of which measures its last one."""
     one, other = made(clip_norm=0.05), made(clip_norm=0.05)

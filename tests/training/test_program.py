@@ -283,5 +283,5 @@ def test_evaluation_is_exact_with_a_ragged_last_batch() -> None:
     x, y = (points(13)[n] for n in ("x", "y"))
     feed = harness.ArrayFeed({"x": x, "y": y}, 4, mask=True)
     sums = made.program.evaluator(feed)(feed.chunk(0, feed.steps), tf.constant(feed.steps))[0].numpy()
-    expected = ((np.asarray(made.program.model(x))[:, 0] - y) ** 2).sum(dtype=np.float64)
+    expected = ((np.asarray(made.program.network.model(x))[:, 0] - y) ** 2).sum(dtype=np.float64)
     np.testing.assert_allclose(sums, [expected, 13], rtol=1e-6)

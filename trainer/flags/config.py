@@ -84,7 +84,10 @@ class Config:
         _WHAT, "", "Model module in models/ or dotted path: `mnist_cnn(filters=32)`."
     )
     group: Sequence[str] = _flag(
-        _WHAT, [], "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen; repeats."
+        _WHAT,
+        [],
+        "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D] [loss=NAME] [every=N], or PATTERN frozen; "
+        "repeats.",
     )
     no_decay: Sequence[str] = _flag(_WHAT, [], "Variables (regex) that no weight decay touches; repeats.")
     layer_decay: str | float = _flag(

@@ -117,6 +117,7 @@ def _rows(variables: Sequence[ModelVariable], parts: Partition, steps: Sequence[
                 "until": group.stop,
                 "rates": [rate and rate * times for rate in shown[group.name]],
                 "weight_decay": optimizer.weight_decay(v),
+                **_of_steps(group),
             }
             if deep := parts.per_variable.depths:
                 row |= {"depth": deep[v.name], "factor": times}
@@ -162,8 +163,15 @@ def _group(group: Group) -> dict[str, Any]:
         "stop": group.stop if group.rule.until else None,
         "from": str(group.rule.start or ""),
         "until": str(group.rule.until or ""),
+        **_of_steps(group),
         "variables": [v.name for v in group.variables],
     }
+
+
+def _of_steps(group: Group) -> dict[str, Any]:
+    """Which loss moves a group, and how often, where its rule says so."""
+    own = {"loss": group.rule.loss} if group.rule.loss else {}
+    return own | ({"every": group.rule.every} if group.rule.every > 1 else {})
 
 
 def _optimizer(group: Group) -> str:

@@ -52,12 +52,20 @@ def _columns(plan: Mapping[str, Any], number: Mapping[str, str]) -> dict[str, li
         **({"depth": [str(row.get("depth", "-")) for row in rows]} if deep else {}),
         **({"factor": [_short(row["factor"]) if "depth" in row else "-" for row in rows]} if deep else {}),
         **{f"@{plan['rates_at'][i]}": [_rate(row, i) for row in rows] for i in _columns_at(plan)},
+        **_where_used(rows, "loss"),
+        **_where_used(rows, "every"),
         "trains": [f"{row['from']}..{row['until']}" if row["optimizer"] else "-" for row in rows],
         "moves": [row.get("moves") or "-" for row in rows],
         "wd": [_short(row["weight_decay"]) if row["optimizer"] else "-" for row in rows],
         "state": [_size(row["state_bytes"]) for row in rows],
         "start value": [row["start"] for row in rows],
     }
+
+
+def _where_used(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[str]]:
+    """A column of what only some groups say; {} where none does."""
+    cells = [str(row.get(key, "-")) for row in rows]
+    return {key: cells} if set(cells) != {"-"} else {}
 
 
 def _folded(

@@ -1,6 +1,7 @@
 """Rules: which variables one optimizer and one schedule train, and which are frozen.
 
-A rule is one line of a table: PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen.
+A rule is one line of a table: PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D] [loss=NAME] [every=N],
+or PATTERN frozen.
 The first rule whose pattern fully matches a trainable variable's name owns that variable.
 """
 
@@ -16,7 +17,8 @@ from trainer.groups import optimizers, schedules
 from trainer.model.names import ModelVariable
 
 FROZEN = "frozen"
-_GRAMMAR = "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D], or PATTERN frozen"
+_GRAMMAR = "PATTERN OPTIMIZER SCHEDULE [name=ID] [from=D] [until=D] [loss=NAME] [every=N], or PATTERN frozen"
+_OPTIONS = {"name": "ID", "from": "DURATION", "until": "DURATION", "loss": "NAME", "every": "N"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Rule:
       schedule: its arguments by name; None where the rule says `frozen`.
       start: `from=`; None for the start of the run.
       until: `until=`; None for its end.
+      loss: `loss=`, the name of the loss that moves it; empty for the sum of all.
+      every: `every=`; of so many steps from its start on it trains at the first.
     """
 
     text: str
@@ -40,6 +44,8 @@ class Rule:
     schedule: Call | None = None
     start: Duration | None = None
     until: Duration | None = None
+    loss: str = ""
+    every: int = 1
 
     @property
     def flag(self) -> str:
@@ -83,11 +89,14 @@ def _parse_rule(text: str, name: str) -> Rule:
                 "from some step on, give an optimizer, a schedule and from=DURATION."
             )
         return Rule(text, pattern, FROZEN)
-    if len(columns) < 3 or re.fullmatch(r"(name|from|until)=.*", columns[2]):
+    if len(columns) < 3 or re.fullmatch(rf"({'|'.join(_OPTIONS)})=.*", columns[2]):
         raise UserError(f"{flag}: no schedule after the optimizer. A rule is {_GRAMMAR}.")
     options = _options(columns[3:], flag)
-    if "name" in options and not re.fullmatch(r"[A-Za-z0-9_.-]+", options["name"]):
-        raise UserError(f"{flag}: name={options['name']} may hold letters, digits, '_', '.' and '-'.")
+    for key in ("name", "loss"):
+        if key in options and not re.fullmatch(r"[A-Za-z0-9_.-]+", options[key]):
+            raise UserError(f"{flag}: {key}={options[key]} may hold letters, digits, '_', '.' and '-'.")
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", options.get("every", "1")):
+        raise UserError(f"{flag}: every={options['every']} must be a number of steps, such as every=5.")
     durations = {key: parse_duration(options[key], flag) for key in ("from", "until") if key in options}
     return Rule(
         text,
@@ -97,6 +106,8 @@ def _parse_rule(text: str, name: str) -> Rule:
         schedules.check(columns[2], flag),
         durations.get("from"),
         durations.get("until"),
+        options.get("loss", ""),
+        int(options.get("every", "1")),
     )
 
 
@@ -104,11 +115,9 @@ def _options(columns: Sequence[str], flag: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for column in columns:
         key, equals, value = column.partition("=")
-        if not equals or key not in ("name", "from", "until"):
-            raise UserError(
-                f"{flag}: {column!r} is not name=ID, from=DURATION or until=DURATION. "
-                f"{near(key, ('name', 'from', 'until'))}"
-            )
+        if not equals or key not in _OPTIONS:
+            known = listing(f"{name}={value}" for name, value in _OPTIONS.items())
+            raise UserError(f"{flag}: {column!r} is none of {known}. {near(key, _OPTIONS)}")
         if key in options or not value:
             raise UserError(f"{flag}: {key}= is {'given twice' if value else 'empty'}.")
         options[key] = value

@@ -1,14 +1,14 @@
 """What a model and its loss must be, checked before any data is read."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from trainer.errors import UserError, listing
+from trainer.errors import UserError, listing, near
 from trainer.model import returns
 from trainer.model.graphs import host_functions, strange_writes, traced, written
 from trainer.model.labels import classes_of
@@ -69,13 +69,13 @@ class Traced(NamedTuple):
     """What a trace of the loss has told.
 
     Attributes:
-      metrics: their names, sorted.
+      means: that the loss yields.
       assigned: names of the variables that a forward pass writes.
       classes: `{feature: classes}` of those that the loss takes for numbers of classes.
       hosts: functions of Python that a step calls, each with its line.
     """
 
-    metrics: tuple[str, ...]
+    means: returns.Means
     assigned: frozenset[str]
     classes: Mapping[str, int]
     hosts: tuple[str, ...]
@@ -89,23 +89,26 @@ class LossTrace:
       module: the model module.
       model: what its `build` returned.
       variables: of the model.
-      trained: names of those that some group trains.
+      trained: by the name of each variable that some group trains, the loss that moves it; "" for the sum
+        of all.
       nested: in words, why the step runs the forward pass inside of an inner function; empty where not.
     """
 
     module: ModelModule
     model: Any
     variables: Sequence[ModelVariable]
-    trained: frozenset[str]
+    trained: Mapping[str, str]
     nested: str = ""
     _metrics: dict[bool, frozenset[str]] = field(default_factory=dict)
+    _losses: dict[bool, tuple[str, ...]] = field(default_factory=dict)
+    _weighted: set[str] = field(default_factory=set)
+    _reached: dict[str, frozenset[str]] = field(default_factory=dict)
     _assigned: set[str] = field(default_factory=set)
     _strange: set[str] = field(default_factory=set)
     _buried: set[str] = field(default_factory=set)
     _classes: dict[str, int] = field(default_factory=dict)
     _hosts: list[str] = field(default_factory=list)
     _watched: Sequence[Any] = ()
-    _loose: list[str] = field(default_factory=list)
 
     def check(
         self,
@@ -124,28 +127,56 @@ class LossTrace:
 
         Raises:
           UserError: `preprocess` or `loss` raises, changes the number of rows, returns something else than
-            (loss [B], {metric: [B]}), other metrics in evaluation than in training, uses a trainable
-            variable that has no name here, does not depend on a variable that is to be trained, writes what
-            is not the model's, or draws random numbers that are not the step's.
+            (loss, {metric: [B]}), other metrics or losses in evaluation than in training, uses a trainable
+            variable that has no name here, does not depend on a variable that is to be trained by it, writes
+            what is not the model's, or draws random numbers that are not the step's; a rule names a loss that
+            there is not; a loss moves nothing.
         """
         batched = tf.nest.map_structure(lambda s: tf.TensorSpec([batch, *s.shape], s.dtype), dict(spec))
         for training in (True, False) if evaluates else (True,):
             self._traced(batched, training, strategy)
-        if evaluates and self._metrics[True] != self._metrics[False]:
-            one, other = (sorted(self._metrics[training]) for training in (True, False))
-            raise UserError(
-                f"--model: its loss returns the metrics {listing(one)} in training and {listing(other)} in "
-                "evaluation. Return the same names in both."
-            )
+        for what, found in (("metrics", self._metrics), ("losses", self._losses)) if evaluates else ():
+            one, other = (sorted(found[training]) for training in (True, False))
+            if one != other:
+                raise UserError(
+                    f"--model: its loss returns the {what} {listing(one)} in training and {listing(other)} "
+                    "in evaluation. Return the same names in both."
+                )
         self._check_strange()
-        if self._loose:
-            raise UserError(
-                f"--group: the loss does not depend on {listing(self._loose)}, so there is no gradient to "
-                "train it by. Add a rule before the others that freezes it, such as "
-                f"--group='{self._loose[0]} frozen'."
-            )
+        self._check_reached()
+        means = returns.Means(
+            tuple(sorted(self._metrics[True])), self._losses[True], frozenset(self._weighted)
+        )
         hosts = tuple(dict.fromkeys(self._hosts))
-        return Traced(tuple(sorted(self._metrics[True])), frozenset(self._assigned), self._classes, hosts)
+        return Traced(means, frozenset(self._assigned), self._classes, hosts)
+
+    def _check_named(self, losses: Sequence[str]) -> None:
+        """Refuses the name of a loss that there is not."""
+        for loss in dict.fromkeys(self.trained.values()):
+            if loss and loss not in losses:
+                there = (
+                    near(loss, losses) if losses[0] else "Its loss has no names: return {name: loss, ...}."
+                )
+                raise UserError(f"--group: loss={loss}: the model has no such loss. {there}")
+
+    def _check_reached(self) -> None:
+        """Refuses what trains by no gradient, and a loss that nothing trains by."""
+        reached = frozenset().union(*self._reached.values())
+        if loose := [name for name in self.trained if name not in reached]:
+            loss = self.trained[loose[0]]
+            which = f"loss {loss}" if loss else "loss"
+            other = f"Give its rule another than loss={loss}, or add" if loss else "Add"
+            names = listing(name for name in loose if self.trained[name] == loss)
+            raise UserError(
+                f"--group: the {which} does not depend on {names}, so there is no gradient to train it by. "
+                f"{other} a rule before the others that freezes it, such as --group='{loose[0]} frozen'."
+            )
+        for loss in self._losses[True] if self.trained and self._losses[True] != ("",) else ():
+            if not self._reached[loss]:
+                raise UserError(
+                    f"--group: the loss {loss} moves nothing: no group has loss={loss}, or it depends on "
+                    f"nothing that such a group trains. Give a group loss={loss}, or do not return it."
+                )
 
     def _traced(self, batched: Any, training: bool, strategy: tf.distribute.Strategy) -> None:
         def once(batch: Any) -> None:
@@ -190,20 +221,33 @@ class LossTrace:
                 batch = self.module.preprocess(batch, training, key)
             returns.check_rows(raw, batch)
             self._strange.update(before.strange)
-        with tf.GradientTape() as tape, Scope(self.variables, key, self.trained) as scope:
+        with (
+            tf.GradientTape(persistent=True) as tape,
+            Scope(self.variables, key, frozenset(self.trained)) as scope,
+        ):
             result = self.module.loss(self.model, batch, training)
-            losses = returns.losses_of(result, rows)
-            total = tf.reduce_sum(losses) + sum(tf.cast(x, losses.dtype) for x in scope.losses)
+            terms = returns.checked(result, rows)
+            self._check_named(list(terms))
+            totals = {name: tf.reduce_sum(losses) for name, (losses, _) in terms.items()}
+            added = sum(tf.cast(x, tf.float64) for x in scope.losses)
         self._metrics[training] = frozenset(result[1])
-        self._classes |= classes_of(losses.graph, raw)
+        self._losses[training] = tuple(terms)
+        self._weighted |= {name for name, (_, weights) in terms.items() if weights is not None}
+        self._classes |= classes_of(next(iter(totals.values())).graph, raw)
         self._assigned |= {v.name for v in self.variables if not v.random and scope.assigned(v) is not None}
         self._strange.update(scope.strange)
         self._buried.update(scope.buried)
         if training:
             self._watched = tape.watched_variables()
-            wanted = [v for v in self.variables if v.name in self.trained]
-            slopes = tape.gradient(total, [v.value for v in wanted])
-            self._loose = [v.name for v, s in zip(wanted, slopes) if s is None]  # noqa: B905
+            self._reached = {name: self._reach(tape, total, ("", name)) for name, total in totals.items()}
+            if scope.losses:
+                self._reached["/"] = self._reach(tape, added, set(self.trained.values()))
+
+    def _reach(self, tape: tf.GradientTape, total: tf.Tensor, losses: Collection[str]) -> frozenset[str]:
+        """Names of the variables that train by one of `losses` and by which `total` changes."""
+        wanted = [v for v in self.variables if self.trained.get(v.name) in losses]
+        slopes = tape.gradient(total, [v.value for v in wanted])
+        return frozenset(v.name for v, s in zip(wanted, slopes) if s is not None)  # noqa: B905
 
 
 @contextlib.contextmanager

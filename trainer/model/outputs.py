@@ -2,8 +2,9 @@
 
 `outputs(model, batch) -> {name: [B, ...]}` gives numbers for each example; `metrics({name: array [N, ...]})`
 gives numbers (shown, logged, to stop and to keep the best by), arrays (a confusion matrix: for tables and
-the report) and texts (a line that a language model wrote). Where `outputs` has `logits` [B, C] and `labels`
-[B], a confusion matrix and a table of the classes are there without more.
+the report; uint8 [height, width, 1 or 3] is an image) and texts (a line that a language model wrote). Where
+`outputs` has `logits` [B, C] and `labels` [B], a confusion matrix and a table of the classes are there
+without more.
 """
 
 import warnings
@@ -31,7 +32,7 @@ class Evaluation(NamedTuple):
       numbers: `{"loss": mean, metric: number, "examples": count}`.
       arrays: `{name: array}`, what is no number.
       rows: `{name: array [N, ...]}`, the outputs of the whole split in its order; {} where there are none.
-      weightless: names of those numbers that are NaN because no example gave them a weight.
+      weightless: in words, which numbers are NaN because no example gave them a weight.
     """
 
     numbers: dict[str, float]

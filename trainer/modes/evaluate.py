@@ -38,15 +38,15 @@ def run(config: Config) -> int:
         screen = Screen(quiet=not is_chief(built.strategy))
         split = evaluation_split(config, built, open_source(config))
         assert split is not None
-        built, metrics = check_model(config, built, split, frozenset())
+        built, means = check_model(config, built, split, {})
         split = dataclasses.replace(split, classes=built.classes)
-        outputs = check_outputs(config, built, split, metrics)
+        outputs = check_outputs(config, built, split, means)
         for sentence in (built.engine, *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)
         split.source.prepare()
         check_room(outputs, split, built)
-        program = evaluation_program(config, built, metrics, outputs)
+        program = evaluation_program(config, built, means, outputs)
         examples = evaluation(config, built, split)
         with explained(program, "--mode=evaluate"):
             function = program.evaluator(examples, saved.trained)

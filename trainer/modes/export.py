@@ -51,7 +51,7 @@ def run(config: Config) -> int:
                 f"--export_format={config.export_format}: the model is no Keras model. Leave keras out."
             )
         split = training_split(one, built, open_source(one))
-        built, _ = check_model(one, built, split, frozenset())
+        built, _ = check_model(one, built, split, {})
         for sentence in (f"{built.engine}, for the export", *split.source.notes, *notes):
             screen.note(sentence)
         origin = saved.assign(config, built, screen)

@@ -182,7 +182,7 @@ def _steps(config: Config, one: Side, other: Side) -> Iterator[tuple[int, list[C
 
 def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
     """chunk -> {"loss", metric: value per example} of a batch that the model sees in `parts` parts."""
-    half, feed, count = side.program.gradient_half, side.feed, side.made.config.accumulate
+    network, feed, count = side.program.network, side.feed, side.made.config.accumulate
 
     @tf.function(input_signature=[feed.spec])
     def compute(chunk: Any) -> dict[str, list[tf.Tensor]]:
@@ -191,12 +191,16 @@ def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
         def values(drawn: Any) -> dict[str, list[tf.Tensor]]:
             found: dict[str, list[tf.Tensor]] = {}
             for part in range(parts):
-                batch = half.preprocess(feed.take(drawn, part, parts * count), True, tf.zeros([2], tf.int32))
+                batch = network.preprocess(
+                    feed.take(drawn, part, parts * count), True, tf.zeros([2], tf.int32)
+                )
                 with keras.StatelessScope(collect_losses=True):
-                    losses, metrics = half.loss(batch, True)
-                for name, value in {"loss": losses, **metrics}.items():
-                    pair = value if isinstance(value, tuple) else (value,)
-                    found.setdefault(name, []).append(tf.stack([tf.cast(x, losses.dtype) for x in pair], 1))
+                    terms, metrics = network.loss(batch, True)
+                values = {f"loss/{name}".rstrip("/"): value for name, value in terms.items()} | dict(metrics)
+                dtype = next(iter(terms.values()))[0].dtype
+                for name, value in values.items():
+                    pair = [x for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
+                    found.setdefault(name, []).append(tf.stack([tf.cast(x, dtype) for x in pair], 1))
             return found
 
         return side.program.strategy.run(values, args=(drawn,))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.report.evaluated import FILE, Evaluated
+from trainer.report.images import is_source
 
 Series = tuple[list[int], list[float]]
 
@@ -101,6 +102,13 @@ class History:
         """The metrics of the last evaluation, of averaged weights where those were last; else of training."""
         record = (self.evaluations or self.train or [{}])[-1]
         return {name: float(record[name]) for name in self.metrics if name in record}
+
+    @property
+    def images(self) -> dict[str, str]:
+        """By name, images that the last evaluation returned, as `images.source` makes them."""
+        arrays = self.evaluations[-1].get("arrays") if self.evaluations else None
+        pairs = arrays.items() if isinstance(arrays, dict) else ()
+        return {str(name): value for name, value in pairs if is_source(value)}
 
     def curve(self, name: str, weights: str | None = None) -> Series:
         """Steps and values of a number: of training, or of the evaluations of `weights` (raw or ema)."""

@@ -3,7 +3,6 @@
 Everything that comes from a file is escaped. Colours are variables of the style sheet, light and dark.
 """
 
-import base64
 import html
 import io
 import math
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.report import charts
+from trainer.report import images as pngs
 from trainer.report.charts import Chart
 from trainer.report.compare import Comparison
 from trainer.report.document import document
@@ -48,7 +48,7 @@ def images(history: History) -> list[tuple[str, bytes, tuple[int, int]]]:
         return []
     found = charts.pngs([chart for chart in of_run(history) if chart.name == "confusion"])
     if kept.images is not None:
-        found["worst_classified"] = _png(_side_by_side(kept.images))
+        found["worst_classified"] = pngs.png(_side_by_side(kept.images))
     return [(name, png, Image.open(io.BytesIO(png)).size) for name, png in found.items()]
 
 
@@ -91,6 +91,7 @@ def _run(history: History, drawn: Mapping[str, str]) -> str:
         _section("Curves", _charts(main, pictures, drawn)),
         _section("Which group trained when", _charts(["timeline"], pictures, drawn) + _groups(history)),
     ]
+    parts.append(_section("Images of the last evaluation", _returned(history)))
     if kept:
         shown = _evaluated(kept, pictures, drawn)
         parts.append(_section(f"The evaluation at step {kept.step:,}", shown, "evaluation"))
@@ -144,19 +145,19 @@ def _evaluated(kept: Evaluated, pictures: Mapping[str, Chart], drawn: Mapping[st
         parts.append('<div class="images">')
         for image, (label, said, share, row) in zip(kept.images, kept.worst()[1], strict=True):
             text = f"{label}, taken for {said}; p({label}) {share}; row {row}"
-            source = base64.b64encode(_png(image)).decode()
-            shown = f'<img alt="{_text(text)}" src="data:image/png;base64,{source}">'
+            shown = f'<img alt="{_text(text)}" src="{pngs.source(image)}">'
             parts.append(f"<figure>{shown}<figcaption>{_text(text)}</figcaption></figure>")
         parts.append("</div>")
     return "".join(parts)
 
 
-def _png(image: Any) -> bytes:
-    from PIL import Image  # comes with matplotlib
-
-    file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="png")
-    return file.getvalue()
+def _returned(history: History) -> str:
+    """Images that the last evaluation returned."""
+    figures = [
+        f'<figure><img alt="{_text(name)}" src="{source}"><figcaption>{_text(name)}</figcaption></figure>'
+        for name, source in history.images.items()
+    ]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
 def _receipt(history: History) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from trainer.errors import message_of
 from trainer.report import summaries
 from trainer.report.curves import Curves
+from trainer.report.images import is_image, png, source
 from trainer.report.records import Records
 from trainer.report.screen import Screen
 from trainer.report.tables import tables
@@ -153,7 +154,8 @@ class Reporter:
     def evaluation(self, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> None:
         """The result of an evaluation; `weights` says "raw" (if absent) or "ema".
 
-        Arrays, such as a confusion matrix, are kept in the record as `arrays`, {name: nested lists}.
+        Arrays, such as a confusion matrix, are kept in the record as `arrays`, {name: nested lists}; images
+        (uint8 [height, width, 1 or 3]) as the `src` of an element of a page.
         """
         self.check()
         self.arrays = dict(arrays or {})
@@ -170,6 +172,8 @@ class Reporter:
         for name, text in self.arrays.items():
             if text.dtype.kind == "U":
                 self.note(f"{name}: {text}")
+            elif is_image(text):
+                self._curves.add(run, record["step"], summaries.image(name, png(text), text.shape[1::-1]))
         self._call(self._hooks.on_evaluation, "on_evaluation", record)
         self._call_each(record)
 
@@ -244,11 +248,13 @@ class Reporter:
 
     def _kept(self) -> dict[str, Any]:
         """The arrays as nested lists; of one that is too large for a record the screen is told once."""
-        for name in [n for n, a in self.arrays.items() if a.size > MOST and n not in self._told]:
+        images = {name: source(array) for name, array in self.arrays.items() if is_image(array)}
+        others = {name: array for name, array in self.arrays.items() if name not in images}
+        for name in [n for n, a in others.items() if a.size > MOST and n not in self._told]:
             self._told.add(name)
             size = self.arrays[name].size
             self.warn(f"{name} has {size:,} numbers and is not recorded: {MOST:,} are the most.")
-        return {name: array.tolist() for name, array in self.arrays.items() if array.size <= MOST}
+        return images | {name: array.tolist() for name, array in others.items() if array.size <= MOST}
 
     def _call(self, hook: Hook | None, name: str, record: dict[str, Any]) -> None:
         """A hook that fails is told of, and never ends the run."""

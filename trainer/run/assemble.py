@@ -20,6 +20,7 @@ from trainer.groups.phases import Events
 from trainer.groups.rules import Owned, Rule, assign, parse_rules, select
 from trainer.model.module import guarded
 from trainer.model.outputs import Outputs
+from trainer.model.returns import Means
 from trainer.run import build, lengths, stopping
 from trainer.run.build import Built, Engine
 from trainer.run.start import match_source
@@ -38,7 +39,7 @@ class Assembled:
       built: the model.
       split: the examples to train on, of the data that the run really uses.
       parts: who trains what, how and when.
-      metrics: names of the model's metrics.
+      means: that the model's loss yields.
       residency: how training batches are drawn, one of `choice.WAYS`. Empty where the data are not
         prepared yet.
       starts: by variable name, the weight of `--init_from` that it starts from.
@@ -51,7 +52,7 @@ class Assembled:
     built: Built
     split: Split
     parts: Partition
-    metrics: tuple[str, ...]
+    means: Means
     residency: str
     starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     criterion: Criterion | None = None
@@ -135,7 +136,7 @@ class Assembled:
             state = TrainState(
                 built.variables,
                 self.parts.optimizers,
-                self.metrics,
+                self.means,
                 ema=config.ema is not None,
                 loss_scale=config.precision == "mixed_float16",
             )
@@ -148,8 +149,8 @@ class Assembled:
             on_nonfinite=config.on_nonfinite,
             jit_compile=config.jit_compile,
         )
-        parts = (built.module, built.model, state, self.parts.schedules, settings, self.outputs)
-        return Program(built.strategy, *parts)
+        network = built.network(self.outputs)
+        return Program(built.strategy, network, state, self.parts.schedules, settings)
 
     def training_feed(self) -> Feed:
         """Batches of one update's examples, in the order of the run's seed."""
@@ -190,11 +191,13 @@ def assemble(
     no_decay = select(config.no_decay, trained, "--no_decay")
     starts = {} if resumes or not config.init_from else match_source(config, built).starts()
     split = build.training_split(config, built, build.open_source(config))
-    built, metrics = build.check_model(config, built, split, frozenset(v.name for v in trained))
+    built, means = build.check_model(
+        config, built, split, {v.name: rule.loss for rule, own in owned if rule.optimizer for v in own}
+    )
     split = build.training_split(config, built, split.source)  # whose labels the model is known to take
-    outputs = build.check_outputs(config, built, split, metrics)
-    criterion = _criterion(config, built, metrics, outputs)
-    judge = stopping.judge(config.stop_when, *evaluated(metrics, outputs), built.module.better)
+    outputs = build.check_outputs(config, built, split, means)
+    criterion = _criterion(config, built, means, outputs)
+    judge = stopping.judge(config.stop_when, *evaluated(means, outputs), built.module.better)
     clock = lengths.clock(config, built, split, only_plan)
     if not only_plan or clock.examples is not None:
         for name in lengths.PERIODS:
@@ -211,7 +214,7 @@ def assemble(
     drawn = residency(config.data_residency, split, built.share) if split.source.prepared else ""
     for one in filter(None, (split, others) if drawn else ()):
         check_examples(one, drawn != "streaming")
-    return Assembled(config, built, split, parts, metrics, drawn, starts, criterion, outputs, judge)
+    return Assembled(config, built, split, parts, means, drawn, starts, criterion, outputs, judge)
 
 
 def evaluation(config: Config, built: Built, split: Split) -> Feed:
@@ -220,14 +223,12 @@ def evaluation(config: Config, built: Built, split: Split) -> Feed:
     return evaluation_feed(chosen, split, built.share, config.batch_size)
 
 
-def evaluation_program(
-    config: Config, built: Built, metrics: tuple[str, ...], outputs: Outputs | None = None
-) -> Program:
+def evaluation_program(config: Config, built: Built, means: Means, outputs: Outputs | None = None) -> Program:
     """What evaluates the model's weights and cannot train them."""
     with built.strategy.scope():
-        state = TrainState(built.variables, (), metrics, ema=False, loss_scale=False)
+        state = TrainState(built.variables, (), means, ema=False, loss_scale=False)
     settings = Settings(batch=config.batch_size, seed=config.seed)
-    return Program(built.strategy, built.module, built.model, state, {}, settings, outputs)
+    return Program(built.strategy, built.network(outputs), state, {}, settings)
 
 
 def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
@@ -241,11 +242,9 @@ def _owned(rules: Sequence[Rule], built: Built) -> list[Owned]:
     return owned
 
 
-def _criterion(
-    config: Config, built: Built, metrics: Sequence[str], outputs: Outputs | None
-) -> Criterion | None:
+def _criterion(config: Config, built: Built, means: Means, outputs: Outputs | None) -> Criterion | None:
     """What `--keep_best` compares evaluations by; refuses one that no evaluation yields."""
-    names, sure = evaluated(metrics, outputs)
+    names, sure = evaluated(means, outputs)
     better = built.module.better
     if sure or not isinstance(better, Mapping):
         criteria.check_stated(better, names, f"--model={config.model_name}")
@@ -258,10 +257,10 @@ def _criterion(
     return criteria.criterion(config.keep_best, better)
 
 
-def evaluated(metrics: Sequence[str], outputs: Outputs | None) -> tuple[tuple[str, ...], bool]:
+def evaluated(means: Means, outputs: Outputs | None) -> tuple[tuple[str, ...], bool]:
     """Names of the numbers that an evaluation yields, and whether there can be no others."""
     own = outputs.names if outputs else ()
-    return ("loss", *metrics, *(own or ())), own is not None
+    return (*means.names, *(own or ())), own is not None
 
 
 def _depths(config: Config, built: Built) -> tuple[float, dict[str, int]]:

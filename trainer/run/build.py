@@ -26,6 +26,8 @@ from trainer.model.checks import LossTrace, check_features, check_precision
 from trainer.model.module import ModelModule
 from trainer.model.names import ModelVariable, walk
 from trainer.model.outputs import Outputs
+from trainer.model.returns import Means
+from trainer.training.network import Network
 
 Engine = tuple[tf.distribute.Strategy, str]  # and a sentence on it
 
@@ -62,6 +64,10 @@ class Built:
     def strategy(self) -> tf.distribute.Strategy:
         """In whose scope everything of the run is made."""
         return self.share.strategy
+
+    def network(self, outputs: Outputs | None) -> Network:
+        """The model and its functions as a step calls them."""
+        return Network.of(self.module, self.model, self.variables, outputs)
 
 
 def engine(config: Config) -> Engine:
@@ -192,9 +198,15 @@ def evaluation_split(config: Config, built: Built, source: Source) -> Split | No
 
 
 def check_model(
-    config: Config, built: Built, split: Split, trained: frozenset[str]
-) -> tuple[Built, tuple[str, ...]]:
-    """The model, with what its forward pass writes marked, and names of the metrics of its loss on the data.
+    config: Config, built: Built, split: Split, trained: Mapping[str, str]
+) -> tuple[Built, Means]:
+    """The model, with what its forward pass writes marked, and what its loss yields on the data.
+
+    Args:
+      config: the flags.
+      built: the model.
+      split: of the data.
+      trained: as of `LossTrace`.
 
     Raises:
       UserError: data that do not go with the model.
@@ -215,10 +227,10 @@ def check_model(
         "there cannot be seen, and would be other numbers after a restart: --mode=verify_resume tells."
     )
     notes = (unseen,) if found.hosts else ()
-    return dataclasses.replace(built, variables=marked, classes=found.classes, notes=notes), found.metrics
+    return dataclasses.replace(built, variables=marked, classes=found.classes, notes=notes), found.means
 
 
-def check_outputs(config: Config, built: Built, split: Split, metrics: tuple[str, ...]) -> Outputs | None:
+def check_outputs(config: Config, built: Built, split: Split, means: Means) -> Outputs | None:
     """The model's `outputs` and `metrics`, traced on the data's shapes; None where it has none.
 
     Raises:
@@ -226,7 +238,7 @@ def check_outputs(config: Config, built: Built, split: Split, metrics: tuple[str
     """
     batch = config.batch_size // built.share.replicas
     with modules.naming(config.model_name):
-        return outputs.check(built.module, built.model, split.spec(), batch, metrics)
+        return outputs.check(built.module, built.model, split.spec(), batch, means.names)
 
 
 def check_room(found: Outputs | None, split: Split | None, built: Built) -> None:

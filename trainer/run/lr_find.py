@@ -7,6 +7,7 @@ whatever the others learn meanwhile. The state of the run is afterwards what it 
 
 import dataclasses
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.groups.phases import Group, Phase
 from trainer.groups.rules import Rule
 from trainer.groups.schedules import Schedule
 from trainer.run.assemble import Assembled
+from trainer.training import window
 from trainer.training.program import Program
 
 SMOOTHED = 3  # neighbouring points whose mean is looked at
@@ -138,9 +140,7 @@ class _Tester:
         nonfinite = "off" if program.state.scale is None else "skip"
         settings = dataclasses.replace(program.settings, on_nonfinite=nonfinite)
         rates = {name: self._schedule(i, made.parts.schedules[name]) for i, name in enumerate(self._names)}
-        self._program = Program(
-            program.strategy, made.built.module, program.model, program.state, rates, settings
-        )
+        self._program = Program(program.strategy, program.network, program.state, rates, settings)
         self._program.frozen = program.frozen
         self._compiled: dict[int, Any] = {}
 
@@ -160,11 +160,14 @@ class _Tester:
         start = at if group.start <= at < group.stop else group.start
         phase = next(p for p in self._made.parts.phases if p.start <= start < p.stop)
         with put_back(self._program) as back:
-            without = np.array([loss for _, loss in self._losses(phase, start, 0 * rates, sweep.batches)])
+            # Of a group that rests at most steps, as many updates as of others.
+            n, loss_of = sweep.batches * group.rule.every, f"loss/{group.rule.loss}".rstrip("/")
+            without = np.array([x[loss_of] for x in self._means(phase, start, 0 * rates, n)])
             back()
             found: list[float] = []
             scale = np.nanmean(np.abs(without)) or 1.0
-            for k, loss in self._losses(phase, start, rates, sweep.batches):
+            for k, means in enumerate(self._means(phase, start, rates, n)):
+                loss = means[loss_of]
                 change = (np.append(found, loss) - without[: k + 1]) / scale
                 if not np.isfinite(loss) or change[-1] - np.nanmin(change) > 1:
                     break
@@ -175,21 +178,23 @@ class _Tester:
         line = None if tenth is None else with_rate(group.rule, tenth)
         return RangeTest(group.name, tried.tolist(), found, change.tolist(), steepest, tenth, line)
 
-    def _losses(self, phase: Phase, start: int, rates: np.ndarray, n: int) -> Iterator[tuple[int, float]]:
-        """(k, mean loss of n batches at the k-th rate); batches whose step was passed over do not count."""
+    def _means(
+        self, phase: Phase, start: int, rates: np.ndarray, n: int
+    ) -> Iterator[defaultdict[str, float]]:
+        """The means over n batches at each rate; batches whose step was passed over do not count."""
         program, state = self._program, self._program.state
         if phase.start not in self._compiled:
             self._compiled[phase.start] = program.trainer(phase, self._feed)
         program.frozen.enter(phase.names)
         state.step.assign(start)
-        last = np.nan
+        last: defaultdict[str, float] = defaultdict(lambda: np.nan)
         for k, rate in enumerate(rates):
             self._rate.assign(rate)
             state.sums.assign(tf.zeros_like(state.sums.read_value()))
             self._compiled[phase.start](self._feed.chunk(start + k * n, n), tf.constant(n))
-            total, weight, *_ = state.sums.numpy()
-            last = total / weight if weight else last
-            yield k, float(last)
+            if window.examples(state.sums.numpy()):
+                last.update(window.means_of(state.sums.numpy(), state.means))
+            yield last
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

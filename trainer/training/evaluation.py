@@ -32,15 +32,17 @@ def evaluate(program: Program, function: Any, feed: Feed) -> Evaluation:
         sums, rows = function(feed.chunk(0, feed.steps), tf.constant(feed.steps))
     if program.stopped.numpy():
         return Evaluation({}, {})
-    metrics, sums = program.state.metrics, sums.numpy()
+    yielded, sums = program.state.means, sums.numpy()
     numbers: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     split: dict[str, np.ndarray] = {}
-    if program.outputs:
+    if program.network.outputs:
         split = split_metrics.flat(rows, feed.examples)
-        numbers, arrays = split_metrics.of_split(program.strategy, program.outputs, split, metrics)
-    means = window.means(sums, metrics)
-    weightless = tuple(window.weightless(sums, metrics))
+        numbers, arrays = split_metrics.of_split(
+            program.strategy, program.network.outputs, split, yielded.names
+        )
+    means = window.means_of(sums, yielded)
+    weightless = tuple(window.weightless(sums, yielded))
     return Evaluation({**means, **numbers, "examples": window.examples(sums)}, arrays, split, weightless)
 
 
@@ -83,8 +85,8 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
 
 
 def without_weight(name: str) -> str:
-    """The sentence on a metric of an evaluation that no example gave a weight."""
-    return f"The weights of the metric {name} sum to 0 in an evaluation: it is NaN, which is never the best."
+    """The sentence on a loss or metric of an evaluation that no example gave a weight."""
+    return f"The weights of the {name} sum to 0 in an evaluation: it is NaN, which is never the best."
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def remedy(error: tf.errors.OpError) -> str:
 def _line(text: str, program: Program) -> str:
     """` at FILE:LINE` of the innermost frame below the program's own that is the user's, or empty."""
     maps: dict[tuple[str, int], Any] = {}
-    for function in (program.gradient_half.own_loss, program.gradient_half.own_preprocess):
+    for function in (program.network.own_loss, program.network.own_preprocess):
         origin = getattr(function, "ag_source_map", None) or {}
         maps |= {(at.filename, at.lineno): info.loc for at, info in origin.items()}
     found = ""

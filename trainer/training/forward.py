@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from trainer.data.feed import MASK, Feed
-from trainer.model.outputs import Outputs
+from trainer.model.returns import Term
 from trainer.model.scope import Scope
 from trainer.training.gradients import Gradients, regularization
 
 
 class _Pass(NamedTuple):
-    """What one forward pass gives: losses, metrics, whether the model adds losses of its own, the sum of
-    these and of regularisers, and the outputs of each row.
+    """What one forward pass gives: losses with their weights, metrics, whether the model adds losses of its
+    own, the sum of these and of regularisers, and the outputs of each row.
     """
 
-    losses: tf.Tensor
+    terms: dict[str, Term]
     metrics: Any
     added: bool
     own: Any
@@ -28,16 +28,14 @@ class Forward:
     """The forward pass of an evaluation, in replica context.
 
     Attributes:
-      half: whose loss and preprocess are evaluated.
+      gradients: whose network is evaluated, and in whose terms.
       feed: an evaluation feed.
       active: names of the weights whose regularisers count; None for all that can train.
-      outputs: of the model module; None where it has none.
     """
 
-    half: Gradients
+    gradients: Gradients
     feed: Feed
     active: frozenset[str] | None
-    outputs: Outputs | None = None
 
     def share(
         self, drawn: Any, step: tf.Tensor
@@ -48,31 +46,34 @@ class Forward:
           drawn: the whole batch.
           step: its number, int32 scalar.
         """
-        half, replica = self.half, tf.distribute.get_replica_context().replica_id_in_sync_group
-        before = half.plain()
-        size = self.feed.batch // half.replicas
+        gradients, replica = self.gradients, tf.distribute.get_replica_context().replica_id_in_sync_group
+        before = gradients.plain()
+        size = self.feed.batch // gradients.replicas
         first = tf.cast(step, tf.int64) * self.feed.batch + tf.cast(replica, tf.int64) * size
-        key = tf.random.experimental.stateless_fold_in([half.settings.seed, 1], first)
-        share = dict(self.feed.take(drawn, replica, half.replicas))
+        key = tf.random.experimental.stateless_fold_in([gradients.settings.seed, 1], first)
+        share = dict(self.feed.take(drawn, replica, gradients.replicas))
         mask = share.pop(MASK)
         found = self._pass(share, key, size)
-        own, losses = found.own, found.losses
+        own, (losses, _) = found.own, next(iter(found.terms.values()))
         if found.added and self.feed.examples % self.feed.batch:
             own = self._of_real_rows(share, key, mask, own)
         # Such a loss is a batch's; it counts for each of the examples that are real.
-        window = half.sums(losses, found.metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype)))
-        return tf.concat([window, [tf.cast(half.stop, window.dtype)]], 0), found.outputs, before
+        window = gradients.sums(
+            found.terms, found.metrics, mask, own * tf.reduce_sum(tf.cast(mask, losses.dtype))
+        )
+        return tf.concat([window, [tf.cast(gradients.stop, window.dtype)]], 0), found.outputs, before
 
     def _pass(self, share: Any, key: tf.Tensor, rows: int | None) -> _Pass:
-        variables = self.half.state.variables
+        network, variables = self.gradients.network, self.gradients.state.variables
         can = [v for v in variables if v.trainable and (self.active is None or v.name in self.active)]
-        batch = self.half.preprocess(share, False, key)
+        batch = network.preprocess(share, False, key)
         with Scope(variables, key, frozenset(v.name for v in can)) as scope:
-            losses, metrics = self.half.loss(batch, False, rows)
+            terms, metrics = network.loss(batch, False, rows)
+            losses, _ = next(iter(terms.values()))
             own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(can))
             added = bool(scope.losses)
-            given = self.outputs.rows(self.half.model, batch) if self.outputs else {}
-        return _Pass(losses, metrics, added, own, given)
+            given = network.outputs.rows(network.model, batch) if network.outputs else {}
+        return _Pass(terms, metrics, added, own, given)
 
     def _of_real_rows(self, share: Any, key: tf.Tensor, mask: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
         """What the model adds over the rows that count, which stand first: padding is no part of a batch."""

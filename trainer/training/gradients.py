@@ -5,7 +5,7 @@ normalised in place) comes back as values, for the apply half to assign; what th
 derived from (seed, step, replica), so that there is none to save.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ import tensorflow as tf
 from trainer.data.feed import Feed
 from trainer.groups.phases import Phase
 from trainer.model.names import ModelVariable
-from trainer.model.returns import rows_of
+from trainer.model.returns import Term, rows_of
 from trainer.model.scope import Scope
-from trainer.training import packing, window
+from trainer.training import backward, packing, window
+from trainer.training.backward import Slopes
+from trainer.training.network import Network
 from trainer.training.norms import by_group
 from trainer.training.state import TrainState
 
@@ -28,7 +30,7 @@ class Settings:
     Attributes:
       batch: examples of one update, over all replicas and accumulated batches.
       accumulate: forward and backward passes whose gradients one update sums, as one pass over all their
-        examples would (the loss is a sum over examples, divided by `batch`).
+        examples would.
       on_nonfinite: halt, skip or off.
     """
 
@@ -45,13 +47,14 @@ class StepResult(NamedTuple):
     """What the gradient half hands to the apply half, the same on every replica.
 
     Attributes:
-      gradients: of the active variables, in their order.
+      gradients: of what has an update, in the model's order.
       sums: the window of this step's batch, see `window.py`.
       updates: `{variable name: new value}` of what the forward pass itself moves.
       before: `{variable name: value}` to put back where the step is skipped.
       stopping: bool scalar, some worker wants to stop after this step.
       finite: bool scalar, loss and gradient norm are finite.
-      norms: of each active group's gradient, [groups]; [0] where the step itself has no need of them.
+      norms: of the gradient of each group that is due, [due groups]; [0] where the step itself has no need
+        of them.
     """
 
     gradients: list[Any]
@@ -68,18 +71,14 @@ class Gradients:
     """Forward and backward pass, in replica context.
 
     Attributes:
-      own_loss: the model module's `loss`, `staged`.
-      own_preprocess: its `preprocess`, `staged`; None where it has none.
-      model: what its `build` returned.
+      network: of the run.
       state: of the run; read, never written.
       settings: see there.
       replicas: how many share a batch.
       stop: bool scalar variable: set where this process is to stop.
     """
 
-    own_loss: Callable[..., Any]
-    own_preprocess: Callable[..., Any] | None
-    model: Any
+    network: Network
     state: TrainState
     settings: Settings
     replicas: int
@@ -106,7 +105,8 @@ class Gradients:
             norm, norms = tf.sqrt(tf.reduce_sum(squares)), tf.sqrt(squares)
             if factor is not None:
                 norm *= tf.cast(factor, norm.dtype)
-            finite = tf.math.is_finite(norm) & tf.math.is_finite(window.loss_sum(result.sums))
+            loss = window.loss_sum(result.sums, self.state.means)
+            finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
             if self.settings.clip_norm:
                 shrink = packing.shrink(norm, self.settings.clip_norm)
                 factor = shrink if factor is None else tf.cast(factor, norm.dtype) * shrink
@@ -116,19 +116,23 @@ class Gradients:
         return result._replace(gradients=gradients, finite=finite, norms=norms)
 
     def squares(self, phase: Phase, gradients: Sequence[Any]) -> tf.Tensor:
-        """[groups]: square norms of the active groups' gradients; those of the active variables in order."""
-        names = [v.name for v in self.active(phase)]
+        """[due groups]: square norms of their gradients, which are given for what has an update, in order."""
+        names = [v.name for v in self.moved(phase)]
         return packing.square_sums(by_group(phase, dict(zip(names, gradients, strict=True))))
 
     def reduced(self, phase: Phase, feed: Feed, drawn: Any) -> StepResult:
         """The step's sums over the replicas, each the same on every replica; nothing is checked yet."""
         context = tf.distribute.get_replica_context()
         before = self.plain()
-        gradients, sums, updates = self._accumulated(phase, feed, drawn, context.replica_id_in_sync_group)
+        slopes, sums, updates = self._accumulated(phase, feed, drawn, context.replica_id_in_sync_group)
         stopping = tf.cast(self.stop, sums.dtype)
         if self.replicas > 1:
-            gradients, (sums, stopping) = packing.all_reduce(context, gradients, (sums, stopping))
+            flat = tf.nest.flatten(slopes)
+            flat, (sums, stopping) = packing.all_reduce(context, flat, (sums, stopping))
+            slopes = tf.nest.pack_sequence_as(slopes, flat)
             updates = _averaged(context, updates, before)
+        weights = window.weights(sums, self.state.means)
+        gradients = backward.combined(slopes, weights, self.moved(phase))
         still = {v.name for v in self.state.variables if not moves(v, phase)}
         updates |= {name: value for name, value in before.items() if name in still}
         true, none = tf.constant(True), tf.zeros([0])
@@ -141,7 +145,7 @@ class Gradients:
 
     def _accumulated(
         self, phase: Phase, feed: Feed, drawn: Any, replica: tf.Tensor
-    ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor]]:
+    ) -> tuple[Slopes, tf.Tensor, dict[str, tf.Tensor]]:
         """This replica's share of a step: its accumulated batches one after the other."""
         count = self.settings.accumulate
         step = self.state.step.read_value()
@@ -156,41 +160,40 @@ class Gradients:
             compiled = tf.function(lambda *args: self._pass(phase, *args), jit_compile=True, autograph=False)
             return compiled(batch, key, carried)
 
-        gradients, sums, updates = run(0, {})
+        slopes, sums, updates = run(0, {})
         if count > 1:
             # Rows that differ from batch to batch have no fixed size: the loop carries dense sums.
-            gradients = [tf.convert_to_tensor(g) for g in gradients]
+            slopes = tf.nest.map_structure(tf.convert_to_tensor, slopes)
 
-            def add(index: tf.Tensor, gradients: Any, sums: tf.Tensor, updates: Any) -> Any:
+            def add(index: tf.Tensor, slopes: Slopes, sums: tf.Tensor, updates: Any) -> Any:
                 more, more_sums, updates = run(index, updates)
-                pairs = zip(gradients, more, strict=True)
-                added = [a + tf.convert_to_tensor(b) for a, b in pairs]
+                added = tf.nest.map_structure(lambda a, b: a + tf.convert_to_tensor(b), slopes, more)
                 return index + 1, added, sums + more_sums, updates
 
-            start = (tf.constant(1), gradients, sums, updates)
-            _, gradients, sums, updates = tf.while_loop(lambda i, *_: i < count, add, start)
-        return gradients, sums, updates
+            start = (tf.constant(1), slopes, sums, updates)
+            _, slopes, sums, updates = tf.while_loop(lambda i, *_: i < count, add, start)
+        return slopes, sums, updates
 
     def _pass(
         self, phase: Phase, batch: dict[str, Any], key: tf.Tensor, carried: dict[str, tf.Tensor]
-    ) -> tuple[list[Any], tf.Tensor, dict[str, tf.Tensor]]:
+    ) -> tuple[Slopes, tf.Tensor, dict[str, tf.Tensor]]:
         """One forward and backward pass: (gradients, sums, new values of what the pass itself moves)."""
-        variables, active = self.state.variables, self.active(phase)
+        variables, moved = self.state.variables, self.moved(phase)
+        active = [v for v in variables if v.name in phase.names]
         rows = rows_of(batch)
-        batch = self.preprocess(batch, True, key)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([v.value for v in active])
+        batch = self.network.preprocess(batch, True, key)
+        # Each pass of each replica adds what the model adds once; together they are to weigh one.
+        size, passes = self.settings.batch, self.replicas * self.settings.accumulate
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in moved])
             with Scope(variables, key, phase.names, carried) as scope:
-                losses, metrics = self.loss(batch, True, rows)
+                terms, metrics = self.network.loss(batch, True, rows)
                 own = scope.losses + regularization(active)
-            # Each pass of each replica adds such a loss once; together they are to weigh one.
-            passes = self.replicas * self.settings.accumulate
-            total = tf.reduce_sum(losses) / self.settings.batch
-            total += sum(tf.cast(x, total.dtype) / passes for x in own)
+            found = backward.objectives(terms, own, phase.loss_of, size, passes)
             if self.state.scale is not None:
-                total *= tf.cast(self.state.scale, total.dtype)
-        gradients = tape.gradient(total, [v.value for v in active])
-        gradients = [_shaped(g, v, self.replicas) for g, v in zip(gradients, active, strict=True)]
+                scale = self.state.scale
+                found = [x._replace(value=x.value * tf.cast(scale, x.value.dtype)) for x in found]
+        slopes = _slopes(tape, found, moved, self.replicas)
         updates = {}
         for v in variables:
             value = scope.assigned(v)
@@ -199,46 +202,37 @@ class Gradients:
             if value is not None and moves(v, phase):
                 value.set_shape(v.shape)
                 updates[v.name] = value
-        own_loss = sum(tf.cast(x, losses.dtype) for x in own) / passes * self.settings.batch
-        return gradients, self.sums(losses, metrics, tf.ones_like(losses), own_loss), updates
+        losses, _ = next(iter(terms.values()))
+        own_loss = sum(tf.cast(x, losses.dtype) for x in own) / passes * size
+        return slopes, self.sums(terms, metrics, tf.ones_like(losses), own_loss), updates
 
-    def active(self, phase: Phase) -> list[ModelVariable]:
-        """What trains in a phase, in the model's order."""
-        return [v for v in self.state.variables if v.name in phase.names]
+    def moved(self, phase: Phase) -> list[ModelVariable]:
+        """What has an update, in the model's order."""
+        losses = phase.loss_of
+        return [v for v in self.state.variables if v.name in losses]
 
-    def loss(
-        self, batch: Any, training: bool, rows: int | None = None
-    ) -> tuple[tf.Tensor, Mapping[str, Any]]:
-        """What the module's own `loss` returns; losses of half precision are widened, to be summed.
-
-        Args:
-          batch: preprocessed.
-          training: whether it is to train.
-          rows: examples of the batch, for a loss that tells only when it runs how many it has.
-        """
-        losses, metrics = self.own_loss(self.model, batch, training)
-        if losses.shape[0] is None:
-            losses = tf.ensure_shape(losses, [rows])
-        return tf.cast(losses, tf.float32) if losses.dtype.size < 4 else losses, metrics
-
-    def sums(self, losses: tf.Tensor, metrics: Mapping[str, Any], mask: tf.Tensor, added: Any) -> tf.Tensor:
+    def sums(
+        self, terms: Mapping[str, Term], metrics: Mapping[str, Any], mask: tf.Tensor, added: Any
+    ) -> tf.Tensor:
         """The window of a batch; arguments as of `window.of_batch`."""
-        return window.of_batch(losses, metrics, self.state.metrics, mask, added)
-
-    def preprocess(self, batch: Any, training: bool, key: tf.Tensor) -> Any:
-        """The batch as the model module's own `preprocess` makes it."""
-        if self.own_preprocess is None:
-            return batch
-        with Scope(self.state.variables, key, what="preprocess"):
-            return self.own_preprocess(batch, training, key)
+        return window.of_batch(terms, metrics, self.state.means, mask, added)
 
 
-def staged(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with AutoGraph: a Python `if` or `for` on a tensor works in it and in what it calls."""
-    try:
-        return tf.autograph.to_graph(function)
-    except Exception:  # no source to be read, as for a lambda or a compiled module
-        return function
+def _slopes(
+    tape: tf.GradientTape, found: Sequence[backward.Objective], active: Sequence[ModelVariable], replicas: int
+) -> Slopes:
+    """The gradients of one pass, weighted, for each of the variables `active`."""
+    result: Slopes = [{} for _ in active]
+    for objective in found:
+        moved = [(i, v) for i, v in enumerate(active) if v.name in objective.moves]
+        gradients = tape.gradient(objective.value, [v.value for _, v in moved])
+        for (i, v), gradient in zip(moved, gradients, strict=True):
+            if gradient is not None:
+                gradient = _shaped(gradient, v, replicas)
+                if objective.weight is not None:
+                    gradient = packing.scaled(gradient, objective.weight)
+                result[i][objective.divisor] = gradient
+    return result
 
 
 def regularization(variables: Sequence[ModelVariable]) -> list[tf.Tensor]:

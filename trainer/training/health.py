@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from trainer.data.feed import Feed
 from trainer.devices.memory import room
 from trainer.devices.replicas import Share, copies
 from trainer.errors import listing
+from trainer.groups.phases import Phase
+from trainer.training import window
 from trainer.training.program import Program
 
 # Of the room that a device has for data, the part that a copy of the state may take while a call runs.
@@ -113,6 +117,20 @@ class Health:
         if not self._watched:
             return []
         return [name for name, fine in zip(self._watched, self._scan().numpy(), strict=True) if not fine]
+
+
+def diagnosis(program: Program, phase: Phase, feed: Feed, step: int) -> str:
+    """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""
+    gradients, sums = program.gradients(phase.at(step), feed)(feed.chunk(step, 1))
+    bad = [name for name, g in gradients.items() if not np.all(np.isfinite(_dense(g)))]
+    where = f"the gradients of {listing(bad, 5)}" if bad else "the gradient's norm"
+    finite = np.isfinite(window.loss_sum(sums.numpy(), program.state.means))
+    loss = "" if finite else ", and so is the loss"
+    return f"--on_nonfinite=halt: step {step + 1} is not finite: {where}{loss}."
+
+
+def _dense(gradient: Any) -> np.ndarray:
+    return (gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient).numpy()
 
 
 def _finite(variable: tf.Variable) -> tf.Tensor:

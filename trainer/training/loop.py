@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from trainer.data.feed import Feed, reading
@@ -18,14 +17,13 @@ from trainer.devices.replicas import worker
 from trainer.errors import UserError, listing
 from trainer.groups.phases import Events, Phase, phase_at
 from trainer.report.reporter import Reporter
-from trainer.training import window
 from trainer.training.evaluation import Evaluate
 from trainer.training.failures import remedy, what_failed
-from trainer.training.health import REMEDY, TOO_LARGE, Health
+from trainer.training.health import REMEDY, TOO_LARGE, Health, diagnosis
+from trainer.training.log_points import LogPoints
 from trainer.training.profile import Profile
 from trainer.training.program import Program
 from trainer.training.result import Result
-from trainer.training.state import RECENT
 
 VISIT = 1.0  # seconds between two visits of the host
 TOGETHER = 100  # steps between two visits where several workers make them
@@ -67,16 +65,14 @@ class Loop:
     whole: bool = True
     meanwhile: Callable[[], None] = lambda: None
     _pace: float = 0.0  # steps a second, of the last call
-    _logged: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
-    _skipped: int = 0
     _passed_over: bool = False  # in the last call: what it measured is of a step that was not done
     _saved: int = 0
     _evaluating: bool = False
-    _told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Looks at the state once."""
         self._health = Health(self.program)
+        self._points = LogPoints(self.program, self.feed, self.reporter, self.histograms)
 
     def run(self) -> Result:
         """Trains to the end.
@@ -88,8 +84,7 @@ class Loop:
         """
         began, result = time.perf_counter(), Result(step=self._step())
         first = self._saved = result.step
-        self._logged = (first, 0.0)
-        self._skipped = int(self.program.state.skipped.numpy())
+        self._points.start(first)
         try:
             if self.evaluate_first and self.evaluate:
                 self._evaluate(result)
@@ -123,11 +118,12 @@ class Loop:
             self.profile.at(before)
             self._call(train, phase, result)
             if self.program.halted.numpy():
-                self._report_skipped()
+                self._points.tell_skipped()
                 if result.step != before:
                     result.metrics = {}
                 self._save_last(result)
-                raise UserError(self._diagnosis(phase, result.step))
+                kept = f"The state before it is {'saved' if self.save else 'kept'}."
+                raise UserError(f"{diagnosis(self.program, phase, self.feed, result.step)} {kept} {REMEDY}")
             result.stopped = bool(self.program.stopped.numpy())
             self._visit(phase, result)
             best = self.save_evaluated and bool(result.metrics)
@@ -185,10 +181,8 @@ class Loop:
             self._again(train, copy, range(step, step + n), sick)
         seconds = time.perf_counter() - began
         if not self._pace:  # it compiled as well: rates count from its end
-            logged, trained = self._logged
-            self._logged = logged + done, trained + seconds
+            self._points.leave_out(done, seconds)
             self.meanwhile()
-            self.feed.waited()  # nor does the pipeline's own start tell how it keeps up
         self._pace = done / seconds if self._pace else 20 / VISIT
         result.training_seconds += seconds
         result.step = self._step()
@@ -216,74 +210,14 @@ class Loop:
     def _visit(self, phase: Phase, result: Result) -> None:
         """Reports where the run stands, and evaluates where that is due."""
         step = result.step
-        means, rate = self._means(), self._rate(step, result)
-        self._report_skipped()
-        self.reporter.progress(step, means["loss"], _without_loss(means), rate)
-        if self.events.due(self.events.log, step):
-            self._log(step, phase, means, rate)
-            self._logged = (step, result.training_seconds)
+        logs = self.events.due(self.events.log, step)
+        measured = not self._passed_over
+        self._points.visit(step, result.training_seconds, phase if logs else None, measured)
+        if logs:
             self._heed_hooks(result)
         result.metrics = {}
         if self.evaluate and not result.stopped and self.events.due(self.events.evaluate, step):
             self._evaluate(result)
-
-    def _rate(self, step: int, result: Result) -> float:
-        """Examples a second since the last log point, without the steps in which a phase was compiled."""
-        seconds = result.training_seconds - self._logged[1]
-        return (step - self._logged[0]) * self.feed.batch / seconds if seconds > 0 else 0.0
-
-    def _means(self) -> dict[str, float]:
-        """Mean loss and metrics over the open window."""
-        return window.means(self.program.state.sums.numpy(), self.program.state.metrics)
-
-    def _log(self, step: int, phase: Phase, values: dict[str, float], rate: float) -> None:
-        state = self.program.state
-        for name in window.weightless(state.sums.numpy(), state.metrics):
-            if name not in self._told:
-                self._told.add(name)
-                self.reporter.warn(f"The weights of the metric {name} sum to 0 up to step {step}: it is NaN.")
-        last = tf.constant(step - 1, tf.int64)
-        rates = {g.name: float(self.program.schedules[g.name](last - g.start)) for g in phase.active}
-        self.reporter.log(
-            {
-                "kind": "train",
-                "step": step,
-                "epoch": step / self.reporter.steps_per_epoch,
-                **values,
-                "learning_rate": rates,
-                **({} if self._passed_over else self.program.norms.numbers(phase)),
-                "examples_per_second": rate,
-                **self._input_wait(rate),
-                "skipped_steps": int(state.skipped.numpy()),
-                **({"loss_scale": float(state.scale.numpy())} if state.scale is not None else {}),
-            }
-        )
-        if self.histograms:
-            weights = [v for v in state.variables if v.name in phase.names]
-            self.reporter.histograms(step, {v.name: v.value.numpy() for v in weights})
-        state.sums.assign(tf.zeros_like(state.sums.read_value()))
-
-    def _input_wait(self, rate: float) -> dict[str, float]:
-        """The share of the time since the last log point that steps waited for data; {} where none can."""
-        waited = self.feed.waited()
-        if waited is None or not rate:
-            return {}
-        steps = int(self.program.state.step.numpy()) - self._logged[0]
-        return {"input_wait": min(1.0, waited * rate / (steps * self.feed.batch))}
-
-    def _report_skipped(self) -> None:
-        state = self.program.state
-        skipped = int(state.skipped.numpy())
-        if skipped == self._skipped:
-            return
-        recent = state.recent.numpy()
-        shown = [int(recent[k % RECENT]) for k in range(max(self._skipped, skipped - RECENT), skipped)]
-        scale = f" The loss scale is now {float(state.scale.numpy()):g}." if state.scale is not None else ""
-        self.reporter.warn(
-            f"{skipped - self._skipped} non-finite steps changed nothing: "
-            f"{listing(map(str, shown), RECENT)}.{scale}"
-        )
-        self._skipped = skipped
 
     def _failure(self, error: tf.errors.OpError, result: Result) -> str:
         """Tells of an op that failed in a step or an evaluation, once what can be saved is saved."""
@@ -300,24 +234,3 @@ class Loop:
             kept = f"The state after step {result.step} is {'saved' if self.save else 'kept'}."
             kept = kept if result.step else "No step was done before it."
         return f"{reason} {kept} {remedy(error)}"
-
-    def _diagnosis(self, phase: Phase, step: int) -> str:
-        """Names what was not finite in the step after `step`: the same batch again, applied to nothing."""
-        gradients, sums = self.program.gradients(phase, self.feed)(self.feed.chunk(step, 1))
-        bad = [name for name, g in gradients.items() if not np.all(np.isfinite(_dense(g)))]
-        where = f"the gradients of {listing(bad, 5)}" if bad else "the gradient's norm"
-        loss = "" if np.isfinite(window.loss_sum(sums.numpy())) else ", and so is the loss"
-        kept = "saved" if self.save else "kept"
-        return (
-            f"--on_nonfinite=halt: step {step + 1} is not finite: {where}{loss}. The state before it is "
-            f"{kept}. Lower the learning rate or give --clip_norm, or pass over such steps with "
-            "--on_nonfinite=skip."
-        )
-
-
-def _without_loss(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if name != "loss"}
-
-
-def _dense(gradient: Any) -> np.ndarray:
-    return (gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient).numpy()

@@ -18,8 +18,17 @@ NAMES = ("gradient_norm", "weight_norm", "update_ratio")
 
 
 def by_group(phase: Phase, values: Mapping[str, Any]) -> list[list[Any]]:
-    """What stands in `values` by variable name, for the variables of each group of a phase."""
-    return [[values[v.name] for v in group.variables] for group in phase.active]
+    """What stands in `values` by variable name, for the variables of each group that is due."""
+    return [[values[v.name] for v in group.variables] for group in phase.due]
+
+
+def of_active(phase: Phase, norms: tf.Tensor) -> tf.Tensor:
+    """[active groups] from the [due groups] of a phase: -1 for one that rests."""
+    if not phase.rests:
+        return norms
+    own = iter(tf.unstack(norms))
+    rests = tf.constant(-1, norms.dtype)
+    return tf.stack([rests if group.name in phase.rests else next(own) for group in phase.active])
 
 
 class Norms:
@@ -39,7 +48,7 @@ class Norms:
         Args:
           phase: of the step.
           before: `weights` before it.
-          gradients: [groups], the norms of what the optimizers got in it.
+          gradients: [groups], the norms of what the optimizers got in it; -1 of one that rested.
         """
         now = self.weights(phase)
         moved = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(now, before, strict=True)]
@@ -51,12 +60,19 @@ class Norms:
         self._found.assign(found)
 
     def numbers(self, phase: Phase) -> dict[str, dict[str, float]]:
-        """`{number: {group: value}}` of the last step of the last call, which was of `phase`."""
+        """`{number: {group: value}}` of the last step of the last call, which was of `phase`.
+
+        A group that rested in it has a norm of its weights only.
+        """
         gradients, weights, updates = self._found.numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             rows = gradients, weights, updates / weights
         groups = [group.name for group in phase.active]
-        return {
+        rested = {name for name, norm in zip(groups, gradients, strict=True) if norm < 0}
+        found = {
             name: dict(zip(groups, map(float, row), strict=True))
             for name, row in zip(NAMES, rows, strict=True)
         }
+        for name in ("gradient_norm", "update_ratio"):
+            found[name] = {group: value for group, value in found[name].items() if group not in rested}
+        return found

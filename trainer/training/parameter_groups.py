@@ -141,8 +141,14 @@ def parameter_groups(
       ([[3, 1]], 1)
     """
     strategy = tf.distribute.get_strategy()
-    variables = walk(model)
+    parsed, variables = parse_rules(rules), walk(model)
+    for rule in parsed:
+        if rule.loss or rule.every > 1:
+            raise UserError(
+                f"{rule.flag}: loss= and every= are for runs. In a loop of your own compute the gradients of "
+                "each group by the loss that is its own, and call apply when it is to train."
+            )
     clock = Clock(examples, batch_size, steps)
-    parts = partition(assign(parse_rules(rules), variables), clock, strategy, variables=variables)
+    parts = partition(assign(parsed, variables), clock, strategy, variables=variables)
     step = tf.Variable(0, dtype=tf.int64, trainable=False)
     return ParameterGroups(parts, strategy, clip_norm, step, FrozenLayers(variables))

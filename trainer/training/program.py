@@ -6,7 +6,7 @@ apply half (`updates.py`), which a non-finite step skips, each group's Keras opt
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -16,12 +16,11 @@ from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
 from trainer.model.frozen import FrozenLayers
 from trainer.model.graphs import for_effect
-from trainer.model.module import ModelModule
-from trainer.model.outputs import Outputs
 from trainer.training import window
 from trainer.training.forward import Forward
-from trainer.training.gradients import Gradients, Settings, StepResult, staged
-from trainer.training.norms import Norms
+from trainer.training.gradients import Gradients, Settings, StepResult
+from trainer.training.network import Network
+from trainer.training.norms import Norms, of_active
 from trainer.training.split_metrics import Rows
 from trainer.training.state import TrainState
 from trainer.training.updates import Updates
@@ -32,27 +31,22 @@ class Program:
 
     Args:
       strategy: as `trainer.devices` chose it.
-      module: the model module.
-      model: what its `build` returned.
+      network: what the user brought.
       state: made in the strategy's scope.
       schedules: `{group name: schedule}`, each of the step relative to the group's start.
       settings: see there.
-      outputs: of the model module; None where it has none.
     """
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        module: ModelModule,
-        model: Any,
+        network: Network,
         state: TrainState,
         schedules: Mapping[str, Schedule],
         settings: Settings,
-        outputs: Outputs | None = None,
     ) -> None:
         self.strategy = strategy
-        self.outputs = replace(outputs, function=staged(outputs.function)) if outputs else None
-        self.model = model
+        self.network = network
         self.state = state
         self.schedules = schedules
         self.settings = settings
@@ -65,15 +59,7 @@ class Program:
             self.stopped = tf.Variable(False, trainable=False)
             self.halted = tf.Variable(False, trainable=False)
         self.norms = Norms()
-        self.gradient_half = Gradients(
-            staged(module.loss),
-            staged(module.preprocess) if module.preprocess else None,
-            model,
-            state,
-            settings,
-            self.replicas,
-            self.stop,
-        )
+        self.gradient_half = Gradients(network, state, settings, self.replicas, self.stop)
         self.apply_half = Updates(strategy, state, schedules, settings, self.halted)
 
     def trainer(self, phase: Phase, feed: Feed) -> Callable[[Any, tf.Tensor], tf.Tensor]:
@@ -84,7 +70,7 @@ class Program:
         """
         self.frozen.enter(phase.names, phase.still)
         halts = self.settings.on_nonfinite == "halt"
-        dtype = self.gradient_half.active(phase)[0].value.dtype
+        dtype = self.gradient_half.moved(phase)[0].value.dtype
 
         # AutoGraph is for the user's functions alone: it would take seconds over ours at every start.
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
@@ -132,8 +118,8 @@ class Program:
           active: names of the weights that train at this step: the regularisers of others count for
             nothing, as in training. None for all that the model does not declare frozen.
         """
-        forward = Forward(self.gradient_half, feed, active, self.outputs)
-        rows = Rows(self.strategy, self.outputs.specs if self.outputs else {})
+        forward = Forward(self.gradient_half, feed, active)
+        rows = Rows(self.strategy, self.network.outputs.specs if self.network.outputs else {})
 
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
         def evaluate(chunk: Any, n: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
@@ -143,7 +129,7 @@ class Program:
                 total += tf.cast(self.strategy.reduce("SUM", sums, axis=None), tf.float64)
                 return i + 1, total, rows.write(kept, i, given)
 
-            zero = tf.zeros([window.size(self.state.metrics) + 1], tf.float64)
+            zero = tf.zeros([window.size(self.state.means) + 1], tf.float64)
             start = (tf.constant(0), zero, rows.start(n))
             more = lambda i, total, _: tf.logical_and(total[-1] <= 0, i < n)  # noqa: E731
             _, total, kept = tf.while_loop(more, batch, start)
@@ -169,7 +155,7 @@ class Program:
         The gradients are summed over the replicas and neither clipped nor unscaled.
         """
         self.frozen.enter(phase.names, phase.still)
-        active = self.gradient_half.active(phase)
+        moved = self.gradient_half.moved(phase)
 
         @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:
@@ -180,13 +166,30 @@ class Program:
             result = StepResult(*parts)
             self.apply_half.assign(result.before)
             local = self.strategy.experimental_local_results
-            slopes = {v.name: local(g)[0] for v, g in zip(active, result.gradients, strict=True)}
+            slopes = {v.name: local(g)[0] for v, g in zip(moved, result.gradients, strict=True)}
             return slopes, local(result.sums)[0]
 
         return compute
 
     def _step(self, phase: Phase, feed: Feed, drawn: Any, watched: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step: (whether the loop is to stop after it, norms of its gradients if it is `watched`)."""
+        """One step, of the groups that are due at it.
+
+        (Whether the loop is to stop after it, norms of its gradients if it is `watched`.)
+        """
+        if len(phase.turns) == 1:
+            return self._update(phase.turns[0], feed, drawn, watched)
+        step = self.state.step.read_value()
+        due = tf.stack([(step - group.start) % group.rule.every == 0 for group in phase.active])
+        turns = [[group.name not in turn.rests for group in phase.active] for turn in phase.turns]
+        now = tf.argmax(
+            tf.cast(tf.reduce_all(tf.constant(turns) == due, axis=1), tf.int32), output_type=tf.int32
+        )
+        update = partial(self._update, feed=feed, drawn=drawn, watched=watched)
+        return tf.switch_case(now, [partial(update, turn) for turn in phase.turns])
+
+    def _update(
+        self, phase: Phase, feed: Feed, drawn: Any, watched: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
         parts = self.strategy.run(lambda d: tuple(self.gradient_half.step(phase, feed, d)), args=(drawn,))
@@ -196,8 +199,9 @@ class Program:
         if not norms.shape[0]:  # the step has no need of them, and shall not pay for them
             own = [local(g)[0] for g in result.gradients]
             squares = lambda: self.gradient_half.squares(phase, own)  # noqa: E731
-            nothing = lambda: tf.zeros([len(phase.active)], own[0].dtype)  # noqa: E731
+            nothing = lambda: tf.zeros([len(phase.due)], own[0].dtype)  # noqa: E731
             norms = tf.sqrt(tf.cond(watched, squares, nothing))
+        norms = of_active(phase, norms)
         if self.gradient_half.gated:
             apply = lambda: self.apply_half.apply(phase, result)  # noqa: E731
             # An assertion of the user's own has no output: nothing is to be written before it has held.

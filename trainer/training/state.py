@@ -7,6 +7,7 @@ import tensorflow as tf
 from trainer.groups import group_optimizer
 from trainer.groups.group_optimizer import GroupOptimizer
 from trainer.model.names import ModelVariable
+from trainer.model.returns import Means
 from trainer.training import window
 
 # Micikevicius et al. 2018, with the numbers of Keras: double after so many good steps, halve at an overflow.
@@ -22,7 +23,9 @@ class TrainState:
       variables: the model's variables.
       optimizers: the built group optimizers.
       step: int64 scalar, steps done.
+      means: that the loss yields.
       sums: float64, the open log window, see `window.py`.
+      weightless: int64 scalar, steps of this process at which some loss had no weight; None without weights.
       averages: `{variable name: average}`, an exponential moving average of the weights after each update
         (Polyak & Juditsky 1992; Kingma & Ba 2015, section 7.2); empty without `--ema`.
       skipped: int64 scalar, steps that were non-finite and changed nothing.
@@ -34,15 +37,16 @@ class TrainState:
         self,
         variables: Sequence[ModelVariable],
         group_optimizers: Sequence[GroupOptimizer],
-        metrics: Sequence[str],
+        means: Means,
         ema: bool,
         loss_scale: bool,
     ) -> None:
         self.variables = tuple(variables)
         self.optimizers = tuple(group_optimizers)
-        self.metrics = tuple(metrics)
+        self.means = means
         self.step = _variable(tf.zeros([], tf.int64))
-        self.sums = _variable(tf.zeros([window.size(metrics)], tf.float64))
+        self.sums = _variable(tf.zeros([window.size(means)], tf.float64))
+        self.weightless = _variable(tf.zeros([], tf.int64)) if means.weighted else None
         self.skipped = _variable(tf.zeros([], tf.int64))
         self.recent = _variable(-tf.ones([RECENT], tf.int64))
         self.scale = _variable(tf.constant(LOSS_SCALE_START)) if loss_scale else None

@@ -13,6 +13,7 @@ from trainer.groups.group_optimizer import GroupOptimizer
 from trainer.groups.phases import Phase
 from trainer.groups.schedules import Schedule
 from trainer.model.names import ModelVariable
+from trainer.training import window
 from trainer.training.gradients import Settings, StepResult
 from trainer.training.state import LOSS_SCALE_GROWTH, RECENT, TrainState
 
@@ -25,19 +26,19 @@ def move(
     gradients: Mapping[str, Any],
     step: tf.Tensor,
 ) -> None:
-    """Each active group's optimizer moves its variables by one update.
+    """The optimizer of each group that is due moves its variables by one update.
 
     Args:
       strategy: on whose replicas.
-      optimizers: built; those whose group is active in `phase` are used.
+      optimizers: built; those whose group is due in `phase` are used.
       schedules: by group name, of the step since the group's start.
       phase: that `step` lies in.
       gradients: by variable name, reduced over the replicas.
       step: int64 scalar, steps done before this one.
     """
-    active = {group.name for group in phase.active}
+    due = {group.name for group in phase.due}
     for optimizer in optimizers:
-        if optimizer.group.name not in active:
+        if optimizer.group.name not in due:
             continue
         rate = schedules[optimizer.group.name](step - optimizer.group.start)
         optimizer.begin()
@@ -68,8 +69,9 @@ class Updates:
     def apply(self, phase: Phase, result: StepResult) -> None:
         """What the forward pass wrote, then the optimizers, the averages and the counters."""
         state, update = self.state, self.strategy.extended.update
-        active = [v for v in state.variables if v.name in phase.names]
-        gradients = {v.name: g for v, g in zip(active, result.gradients, strict=True)}
+        losses = phase.loss_of
+        moved = [v.name for v in state.variables if v.name in losses]
+        gradients = dict(zip(moved, result.gradients, strict=True))
         step = state.step.read_value()
         self.assign(result.updates)  # first: a weight moves from the value that its layer gave it
         move(self.strategy, state.optimizers, self.schedules, phase, gradients, step)
@@ -77,6 +79,8 @@ class Updates:
             if v.name in state.averages:
                 update(state.averages[v.name], self._average, args=(v.value,), group=False)
         update(state.sums, _add, args=(result.sums,), group=False)
+        if state.weightless is not None:
+            update(state.weightless, self._count_weightless, args=(result.sums,), group=False)
         state.step.assign_add(1)
         if state.scale is not None and state.good is not None:
             more = state.scale * 2
@@ -109,6 +113,10 @@ class Updates:
                 self.strategy.extended.update(
                     v.value, lambda to, x: to.assign(x), args=(values[v.name],), group=False
                 )
+
+    def _count_weightless(self, count: tf.Variable, sums: tf.Tensor) -> None:
+        weights = list(window.weights(sums, self.state.means).values())
+        count.assign_add(tf.cast(tf.reduce_any(tf.stack(weights) == 0), count.dtype))
 
     def _average(self, average: tf.Variable, value: tf.Variable) -> None:
         decay = tf.constant(self.settings.ema, average.dtype)
