@@ -22,7 +22,7 @@ class Gan(keras.Model):
     def __init__(self, width: int) -> None:
         """`width`: channels of the widest layer of each."""
         super().__init__(name="gan")
-        half, layers = max(1, width // 2), keras.layers
+        narrow, layers = max(1, width // 2), keras.layers
         self.generator = keras.Sequential(
             [
                 keras.Input((CODE,)),
@@ -30,7 +30,7 @@ class Gan(keras.Model):
                 layers.BatchNormalization(momentum=0.9, name="bn1"),
                 layers.ReLU(name="relu1"),
                 layers.Reshape((7, 7, width), name="grid"),
-                layers.Conv2DTranspose(half, 5, strides=2, padding="same", use_bias=False, name="up1"),
+                layers.Conv2DTranspose(narrow, 5, strides=2, padding="same", use_bias=False, name="up1"),
                 layers.BatchNormalization(momentum=0.9, name="bn2"),
                 layers.ReLU(name="relu2"),
                 layers.Conv2DTranspose(1, 5, strides=2, padding="same", activation="tanh", name="up2"),
@@ -40,7 +40,7 @@ class Gan(keras.Model):
         self.discriminator = keras.Sequential(
             [
                 keras.Input((SIDE, SIDE, 1)),
-                layers.Conv2D(half, 5, strides=2, padding="same", name="down1"),
+                layers.Conv2D(narrow, 5, strides=2, padding="same", name="down1"),
                 layers.LeakyReLU(0.2, name="leaky1"),
                 layers.Dropout(0.3, name="drop1"),
                 layers.Conv2D(width, 5, strides=2, padding="same", name="down2"),

@@ -88,11 +88,12 @@ def _nats(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, tf.Tenso
     return nats, tf.reduce_sum(real, 1)
 
 
-def loss(model: Any, batch: Batch, training: bool) -> tuple[tf.Tensor, dict[str, Any]]:
-    """Each text's mean over its bytes, nats [B]; `nats` is the mean over all bytes of all texts."""
+def loss(
+    model: Any, batch: Batch, training: bool
+) -> tuple[tuple[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+    """Each text's mean over its bytes, nats [B], by their number [B]: together the mean over all bytes."""
     nats, count = _nats(model, batch, training)
-    mean = tf.reduce_sum(nats, 1) / tf.maximum(count, 1)
-    return mean, {"nats": (mean, count)}
+    return (tf.reduce_sum(nats, 1) / tf.maximum(count, 1), count), {}
 
 
 def outputs(model: Any, batch: Batch) -> Batch:

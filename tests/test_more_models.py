@@ -88,7 +88,7 @@ def test_a_line_is_written_at_each_evaluation(data, tmp_path, capsys):
     evaluations = [r for r in records(tmp_path) if r["kind"] == "eval"]
     assert len(evaluations) == 2 and all(r["arrays"]["line"].startswith("Returns the ") for r in evaluations)
     assert f"line: {evaluations[-1]['arrays']['line']}"[:20] in capsys.readouterr().out
-    assert evaluations[-1]["perplexity"] == pytest.approx(np.exp(evaluations[-1]["nats"]), rel=1e-5)
+    assert evaluations[-1]["perplexity"] == pytest.approx(np.exp(evaluations[-1]["loss"]), rel=1e-5)
 
 
 def test_a_picture_is_drawn_at_each_evaluation(data, tmp_path):

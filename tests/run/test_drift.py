@@ -92,10 +92,10 @@ def test_the_order_of_the_data_stays_where_the_flag_leaves_it_open(workdir, data
     monkeypatch.setattr("trainer.run.assemble.residency", less)
     made = assemble(config(None, *MODEL, *GROUPS, *LENGTH, data))
     assert made.residency == "streaming"
-    assert resume.resume(made, newest(workdir), False).made.residency == "resident"
+    assert resume.resume(made, newest(workdir), False).assembled.residency == "resident"
     # On the host there is the same order, so that nothing has to change.
     made = assemble(config(None, *MODEL, *GROUPS, *LENGTH, data, "--data_residency=host"))
-    assert resume.resume(made, newest(workdir), False).made.residency == "host"
+    assert resume.resume(made, newest(workdir), False).assembled.residency == "host"
 
 
 def config(workdir, *flags):
@@ -106,7 +106,7 @@ def accepted(workdir, *flags):
     """The state that a run of other flags would go on with, and what it says."""
     made = assemble(config(None, *flags))
     resumed = resume.resume(made, newest(workdir), True)
-    program = resumed.made.program()
+    program = resumed.assembled.program()
     notes = resumed.restore(program)
     values = {name: v.numpy() for name, v in program.state.named().items()}
     return values, resume.note(resumed, program, notes), resumed
@@ -126,7 +126,7 @@ def test_accepted_state_follows_each_variable_by_name(workdir, data):
             np.testing.assert_array_equal(value, saved[name], err_msg=name)
     assert values["optimizer/logits/w/iterations"] == 6
     # Adam corrects by its number of updates, so variables of 6 and of 0 cannot share it.
-    own = [sorted(v.name for v in o.group.variables) for o in resumed.made.parts.optimizers]
+    own = [sorted(v.name for v in o.group.variables) for o in resumed.assembled.parts.optimizers]
     assert sorted(own) == [["hidden1/b", "hidden1/w"], ["hidden2/b", "hidden2/w"], ["logits/b", "logits/w"]]
     assert "The plan has changed" in said and "- group body: variables" in said
 

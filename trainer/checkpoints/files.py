@@ -55,7 +55,7 @@ def aside(target: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be made.
     """
-    made = [folder for folder in target.parents if not folder.exists()]
+    folders = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for name in os.listdir(target.parent):
@@ -69,7 +69,7 @@ def aside(target: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
-        for parent in made:
+        for parent in folders:
             with contextlib.suppress(OSError):  # it holds what was written
                 parent.rmdir()
 

@@ -32,20 +32,20 @@ def decoder(split: Split, check: Check | None = None) -> Callable[[Any], dict[st
     source, decode, check = split.source, split.decode, check or dict
     if decode is None:
         return lambda elements: check(source.examples(elements))
-    made = signature(split.layout())
+    layout = signature(split.layout())
     spec = source.spec()
     if all(part.shape.is_fully_defined() or varies(part) for part in tf.nest.flatten(spec)):
 
         def examples(elements: Any) -> dict[str, Any]:
             group = check(source.examples(elements))
-            return tf.map_fn(decode, group, fn_output_signature=made, parallel_iterations=1)
+            return tf.map_fn(decode, group, fn_output_signature=layout, parallel_iterations=1)
 
         return examples
 
     def one(element: Any) -> dict[str, Any]:
         return decode(check(source.example(element)))
 
-    return lambda elements: tf.map_fn(one, elements, fn_output_signature=made, parallel_iterations=1)
+    return lambda elements: tf.map_fn(one, elements, fn_output_signature=layout, parallel_iterations=1)
 
 
 def load(split: Split) -> dict[str, Any]:
@@ -134,10 +134,10 @@ def some_of(split: Split, rows: np.ndarray) -> dict[str, Any]:
             at += TOGETHER
         chosen = tf.stack([wanted[row] for row in rows])
     elements = tf.data.Dataset.from_tensor_slices(chosen)
-    made = decoder(split)
+    decode = decoder(split)
     with telling(split, lambda: elements):
         # Only code of the user's own may need a trace, which takes longer than a few examples do.
-        return (made if split.decode is None else tf.function(made))(tf.constant(chosen))
+        return (decode if split.decode is None else tf.function(decode))(tf.constant(chosen))
 
 
 def batch_of(split: Split) -> dict[str, Any]:

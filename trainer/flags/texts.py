@@ -55,9 +55,9 @@ def _check_path(name: str, text: str) -> None:
         return
     if name == "plan_out" and os.path.lexists(path) and not path.is_file():
         raise UserError(f"{where}: is there and is no file, so it is not written over. Name another.")
-    made = path if name in ("workdir", "data_dir") else path.parent
-    ancestor = next((p for p in (made, *made.parents) if os.path.lexists(p)), made)
+    folder = path if name in ("workdir", "data_dir") else path.parent
+    ancestor = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), folder)
     if not ancestor.is_dir():
         raise UserError(f"{where}: {ancestor} is no directory. Name another place.")
-    if ancestor != made and not os.access(ancestor, os.W_OK | os.X_OK):
+    if ancestor != folder and not os.access(ancestor, os.W_OK | os.X_OK):
         raise UserError(f"{where}: cannot be made: {ancestor} is not yours to write in. Name another place.")

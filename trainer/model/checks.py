@@ -56,11 +56,11 @@ def check_precision(model: Any, variables: Sequence[ModelVariable], precision: s
                 f"variables in keras.config.floatx(), which is {storage.name} then."
             )
     if precision.startswith("mixed"):
-        half = precision.removeprefix("mixed_")
+        dtype = precision.removeprefix("mixed_")
         layers = [v.layer for v in variables if isinstance(v.layer, keras.Layer)]
-        if not any(layer.compute_dtype == half for layer in layers):
+        if not any(layer.compute_dtype == dtype for layer in layers):
             raise UserError(
-                f"--precision={precision}: no Keras layer of the model computes in {half}. Mixed precision "
+                f"--precision={precision}: no Keras layer of the model computes in {dtype}. Mixed precision "
                 "is a policy of Keras layers; a plain tf.Module takes --precision=float32 or float64."
             )
 

@@ -18,5 +18,5 @@ def finalize(variables: Iterable[ModelVariable]) -> None:
     """
     layers = {id(layer): layer for v in variables for layer in (*v.above, v.layer)}
     for layer in layers.values():
-        if isinstance(layer, keras.Layer) and callable(made := getattr(layer, "finalize_state", None)):
-            made()
+        if isinstance(layer, keras.Layer) and callable(finalize := getattr(layer, "finalize_state", None)):
+            finalize()

@@ -61,14 +61,14 @@ def traced(function: Callable[..., Any], spec: Any, what: str) -> Any:
     """
     keras.random.normal([0])  # makes Keras's own generator, which takes its seed from Python's
     before = _host_generators()
-    made = guarded(lambda: tf.function(function).get_concrete_function(spec), what)
-    check_draws(made.graph, what)
+    concrete = guarded(lambda: tf.function(function).get_concrete_function(spec), what)
+    check_draws(concrete.graph, what)
     if _host_generators() != before:
         raise UserError(
             f"{what} draws from NumPy's or Python's generator while it is traced, so that every step "
             "would get the same numbers. Draw with tf.random.stateless_* from the `seed` of preprocess."
         )
-    return made
+    return concrete
 
 
 def check_draws(graph: Any, what: str) -> None:

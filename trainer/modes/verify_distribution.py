@@ -58,7 +58,7 @@ CAUSES = (
 class Side:
     """One of the two runs that are compared."""
 
-    made: Assembled
+    assembled: Assembled
     program: Program
     feed: Any
     draws: bool
@@ -76,7 +76,7 @@ class Side:
     def update(self, phase: Phase) -> Callable[[int], Values]:
         """step -> by how much each variable of the phase moves in it; the step is taken."""
         train = self.program.trainer(phase, self.feed)
-        moved = {v.name: v.value for v in self.made.built.variables if v.name in phase.names}
+        moved = {v.name: v.value for v in self.assembled.built.variables if v.name in phase.names}
 
         def at(step: int) -> Values:
             before = {name: variable.numpy() for name, variable in moved.items()}
@@ -110,10 +110,10 @@ def run(config: Config) -> int:
         alone = engine(dataclasses.replace(config, strategy="one", devices=first))
         screen = Screen()
         one, other = _sides(config, alone, many, screen)
-        if one.made.total < config.verify_steps:
+        if one.assembled.total < config.verify_steps:
             raise UserError(
-                f"--verify_steps={config.verify_steps}: the run has {one.made.total} steps. Give fewer (2 or "
-                "more), or a longer --train_for."
+                f"--verify_steps={config.verify_steps}: the run has {one.assembled.total} steps. Give fewer "
+                "(2 or more), or a longer --train_for."
             )
         return _verdict(config, list(_steps(config, one, other)), one, other, screen)
 
@@ -130,7 +130,7 @@ def _sides(config: Config, alone: Engine, many: Engine, screen: Screen) -> tuple
         sides = _side(narrow, alone), _side(narrow, many)  # refuses what is wrong in any precision
         screen.note(f"Compared in float32, to a few digits only. In float64: {error}")
     screen.note(f"One replica against {sides[1].program.replicas}: {many[1]}.")
-    special = unlike(sides[0].made.built)
+    special = unlike(sides[0].assembled.built)
     if special:
         screen.note(
             f"Each replica has its own batch statistics or random masks in {listing(special)}: that is as it "
@@ -145,19 +145,19 @@ def _sides(config: Config, alone: Engine, many: Engine, screen: Screen) -> tuple
 
 
 def _side(config: Config, on: Engine) -> Side:
-    made = assemble(config, on=on)
+    assembled = assemble(config, on=on)
     if config.init_from:
-        initialise(config, made.built, Screen(quiet=True), None)
-    draws = draws_always(made)
-    built = dataclasses.replace(made.built, module=comparable(made.built, draws))
-    made = dataclasses.replace(made, built=built)
-    return Side(made, made.program(), made.training_feed(), draws)
+        initialise(config, assembled.built, Screen(quiet=True), None)
+    draws = draws_always(assembled)
+    built = dataclasses.replace(assembled.built, module=comparable(assembled.built, draws))
+    assembled = dataclasses.replace(assembled, built=built)
+    return Side(assembled, assembled.program(), assembled.training_feed(), draws)
 
 
 def _steps(config: Config, one: Side, other: Side) -> Iterator[tuple[int, list[Compared]]]:
     """(step, what was compared in it)"""
     whole, parts = _examples(one, 1), _examples(one, other.program.replicas)
-    for phase in one.made.parts.phases:
+    for phase in one.assembled.parts.phases:
         if phase.start >= config.verify_steps:
             return
         slopes = [side.gradients(phase) for side in (one, other)]
@@ -182,7 +182,7 @@ def _steps(config: Config, one: Side, other: Side) -> Iterator[tuple[int, list[C
 
 def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
     """chunk -> {"loss", metric: value per example} of a batch that the model sees in `parts` parts."""
-    network, feed, count = side.program.network, side.feed, side.made.config.accumulate
+    network, feed, count = side.program.network, side.feed, side.assembled.config.accumulate
 
     @tf.function(input_signature=[feed.spec])
     def compute(chunk: Any) -> dict[str, list[tf.Tensor]]:
@@ -245,7 +245,7 @@ def _verdict(
         for found in compared:
             key = found.kind, found.name
             worst[key] = max(worst.get(key, 0.0), found.difference)
-    names = [v.name for v in one.made.built.variables if ("gradient", v.name) in worst]
+    names = [v.name for v in one.assembled.built.variables if ("gradient", v.name) in worst]
     rows = [(n, *(_shown(worst, kind, n) for kind in ("gradient", "update"))) for n in names]
     rows += [
         (n, f"{value:.1e}", "-") for (kind, n), value in worst.items() if kind == "example" and n != "sums"

@@ -34,12 +34,13 @@ def run(config: Config) -> int:
         on = engine(config)
         screen = Screen()
         screen.note(on[1])
-        steps, half = config.verify_steps, config.verify_steps // 2
+        steps, middle = config.verify_steps, config.verify_steps // 2
         whole = _train(config, on, Path(folder, "whole"), steps)
-        _train(config, on, Path(folder, "halves"), half)
+        _train(config, on, Path(folder, "halves"), middle)
         halves = _train(config, on, Path(folder, "halves"), steps)
         about = (
-            f"{steps} steps without a break, and {half} + {steps - half} with everything built again between"
+            f"{steps} steps without a break, and {middle} + {steps - middle} with everything built again "
+            "between"
         )
         different = [name for name in whole if whole[name].tobytes() != halves[name].tobytes()]
         if not different:
@@ -52,21 +53,21 @@ def run(config: Config) -> int:
 def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
     """Goes on from the newest checkpoint of `directory`, if any, up to step `stop` and saves; the state."""
     entry, _ = checkpoint.newest(directory)
-    made = assemble(config, on=on, resumes=entry is not None)
-    if made.total < stop:
+    assembled = assemble(config, on=on, resumes=entry is not None)
+    if assembled.total < stop:
         raise UserError(
-            f"--verify_steps={stop}: the run has {made.total} steps. Give fewer (2 or more), or a longer "
-            "--train_for."
+            f"--verify_steps={stop}: the run has {assembled.total} steps. Give fewer (2 or more), or a "
+            "longer --train_for."
         )
-    resumed = resume.resume(made, entry, accept=False) if entry else None
-    made = resumed.made if resumed else made
+    resumed = resume.resume(assembled, entry, accept=False) if entry else None
+    assembled = resumed.assembled if resumed else assembled
     if config.init_from and not resumed:
-        initialise(config, made.built, Screen(quiet=True), None)
-    program = made.program()
+        initialise(config, assembled.built, Screen(quiet=True), None)
+    program = assembled.program()
     if resumed:
         resumed.restore(program)
-    feed, start = made.training_feed(), resumed.entry.step if resumed else 0
-    for phase in made.parts.phases:
+    feed, start = assembled.training_feed(), resumed.entry.step if resumed else 0
+    for phase in assembled.parts.phases:
         first, last = max(start, phase.start), min(stop, phase.stop)
         if first < last:
             program.trainer(phase, feed)(feed.chunk(first, last - first), tf.constant(last - first))
@@ -75,8 +76,8 @@ def _train(config: Config, on: Engine, directory: Path, stop: int) -> State:
                     f"--on_nonfinite=halt: a step after step {first} is not finite, so that nothing can be "
                     "compared. --mode=train names what is not."
                 )
-    reporter = Reporter(None, made.total, 1, Screen(quiet=True))
-    Checkpoints(directory, program, made, reporter, made.plan()).save(stop, {})
+    reporter = Reporter(None, assembled.total, 1, Screen(quiet=True))
+    Checkpoints(directory, program, assembled, reporter, assembled.plan()).save(stop, {})
     return {name: variable.numpy() for name, variable in program.state.named().items()}
 
 

@@ -120,8 +120,8 @@ def _typed_tensor(storage: object, *more: object) -> Tensor:
     *place, grad, hooks, dtype = more[:6]
     if not isinstance(storage, Storage) or not isinstance(dtype, str):
         raise ValueError("a tensor of it has no dtype")
-    made = _tensor(replace(storage, dtype=dtype), *place, grad, hooks, *more[6:])
-    return replace(made, storage=storage)
+    tensor = _tensor(replace(storage, dtype=dtype), *place, grad, hooks, *more[6:])
+    return replace(tensor, storage=storage)
 
 
 def _parameter(data: object, *more: object) -> Tensor:

@@ -104,10 +104,10 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise ValueError("its pickle calls what is no function")
-        made = CALLS.get((function.module, function.name))
-        if made is None:
+        construct = CALLS.get((function.module, function.name))
+        if construct is None:
             raise ValueError(f"its pickle calls {function.module}.{function.name}")
-        self.push(made(*arguments))
+        self.push(construct(*arguments))
 
     def set_items(self, items: list[Any]) -> None:
         held = self.top(dict)

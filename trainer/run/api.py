@@ -145,13 +145,13 @@ class Run:
         Args:
           weights: `raw`, those that `train` left, else those that it would start from; `ema`, their averages.
         """
-        with as_before(), self._standing(weights) as (made, program):
-            split = evaluation_split(made.config, made.built, made.split.source)
+        with as_before(), self._standing(weights) as (assembled, program):
+            split = evaluation_split(assembled.config, assembled.built, assembled.split.source)
             if split is None:
                 raise UserError("--eval_split=none: name a split to evaluate on.")
-            feed = evaluation(made.config, made.built, split)
+            feed = evaluation(assembled.config, assembled.built, split)
             program.stop.assign(False)
-            phase = phase_at(made.parts.phases, int(program.state.step.numpy()))
+            phase = phase_at(assembled.parts.phases, int(program.state.step.numpy()))
             with explained(program, "the evaluation"):
                 return evaluate(program, program.evaluator(feed, phase.names), feed).numbers
 
@@ -169,14 +169,14 @@ class Run:
           UserError: the data lack what the model needs.
         """
         with as_before():
-            made, _ = self._loaded()
-            own, config = made.split.source, made.config
+            assembled, _ = self._loaded()
+            own, config = assembled.split.source, assembled.config
             source = own
             if dataset is not None:
                 config = replace(config, dataset=dataset)
                 source = opened(config, own.spec())
-            split = split_of(config, made.built, source, named=dataset is None)
-            predictions = Predictions(config, made.built, split, own.spec())
+            split = split_of(config, assembled.built, source, named=dataset is None)
+            predictions = Predictions(config, assembled.built, split, own.spec())
             predictions.check()
             source.prepare()
             parts = list(predictions.rows(predictions.feed()))
@@ -209,13 +209,13 @@ class Run:
         """
         sweep = Sweep(low, high, rates, batches)
         with as_before():
-            made, program = self._loaded()
-            return lr_find(made, program, sweep)
+            assembled, program = self._loaded()
+            return lr_find(assembled, program, sweep)
 
     def weights(self, weights: str = "raw") -> dict[str, np.ndarray]:
         """`{variable name: array}` of the model, copies; argument as of `evaluate`."""
-        with as_before(), self._standing(weights) as (made, _):
-            return {v.name: np.array(v.value.numpy()) for v in made.built.variables}
+        with as_before(), self._standing(weights) as (assembled, _):
+            return {v.name: np.array(v.value.numpy()) for v in assembled.built.variables}
 
     @property
     def model(self) -> Any:
@@ -228,15 +228,15 @@ class Run:
         """The run, for as long as the context lasts with its averages in the place of its weights."""
         if weights not in ("raw", "ema"):
             raise UserError(f"--weights={weights}: not one of raw, ema.")
-        made, program = self._loaded()
+        assembled, program = self._loaded()
         if weights == "raw":
-            yield made, program
+            yield assembled, program
             return
         if not program.state.averages:
             raise UserError("--weights=ema: this run keeps no averages. Give --ema, such as ema=0.999.")
         program.state.swap_averages(program.strategy)
         try:
-            yield made, program
+            yield assembled, program
         finally:
             program.state.swap_averages(program.strategy)
 
@@ -244,24 +244,24 @@ class Run:
         """The run with the state that it stands at."""
         live = self._live
         self._resume_precision()
-        if live.made is None or live.program is None:
+        if live.assembled is None or live.program is None:
             quiet, workdir = Screen(quiet=True, raises=True), Workdir.of(self._config)
-            made = assemble(self._config, resumes=bool(workdir and workdir.has_checkpoints))
+            assembled = assemble(self._config, resumes=bool(workdir and workdir.has_checkpoints))
             entry, warnings = (
                 checkpoint.newest(workdir.checkpoints, set_aside=False) if workdir else (None, [])
             )
             for warning in warnings:
                 quiet.warn(warning)
-            resumed = resume.resume(made, entry, self._config.accept_plan_change) if entry else None
-            live.made = resumed.made if resumed else made
+            resumed = resume.resume(assembled, entry, self._config.accept_plan_change) if entry else None
+            live.assembled = resumed.assembled if resumed else assembled
             if self._config.init_from and not resumed:
-                initialise(self._config, live.made.built, quiet, None)
-            live.program = live.made.program()
+                initialise(self._config, live.assembled.built, quiet, None)
+            live.program = live.assembled.program()
             if resumed:
                 resumed.restore(live.program)
-        return live.made, live.program
+        return live.assembled, live.program
 
     def _resume_precision(self) -> None:
         """What is traced from now on computes as the run does, whatever the surroundings do."""
-        if self._live.made is not None:
+        if self._live.assembled is not None:
             use_precision(self._config.precision)

@@ -23,9 +23,9 @@ def unlike(built: Built) -> list[str]:
     return sorted(names | {v.name.rpartition("/")[0] for v in normalised})
 
 
-def draws_always(made: Assembled) -> bool:
+def draws_always(assembled: Assembled) -> bool:
     """Whether `preprocess` uses its `seed` although it is not training."""
-    preprocess = made.built.module.preprocess
+    preprocess = assembled.built.module.preprocess
     if preprocess is None:
         return False
     seeds = []
@@ -34,7 +34,7 @@ def draws_always(made: Assembled) -> bool:
         seeds.append(seed)
         return preprocess(batch, False, seed)
 
-    tf.function(trace).get_concrete_function(_single(made.split.spec(), 0), tf.TensorSpec([2], tf.int32))
+    tf.function(trace).get_concrete_function(_single(assembled.split.spec(), 0), tf.TensorSpec([2], tf.int32))
     return any(seed.consumers() for seed in seeds)
 
 
@@ -52,8 +52,8 @@ def _one_by_one(preprocess: Callable[..., Any]) -> Callable[..., Any]:
         traced = one.get_concrete_function(_single(batch, 1), tf.TensorSpec([2], tf.int32))
 
         def example(parts: Any) -> Any:
-            made = traced(tf.nest.map_structure(lambda x: x[None], parts), _seed(parts))
-            return tf.nest.map_structure(lambda x: x[0], made)
+            values = traced(tf.nest.map_structure(lambda x: x[None], parts), _seed(parts))
+            return tf.nest.map_structure(lambda x: x[0], values)
 
         out = traced.structured_outputs
         return tf.map_fn(

@@ -59,15 +59,15 @@ def forget(workdir: Workdir, step: int) -> None:
             (workdir.path / FILE).unlink()
 
 
-def keep_evaluated(workdir: Workdir, reporter: Reporter, made: Assembled) -> None:
+def keep_evaluated(workdir: Workdir, reporter: Reporter, assembled: Assembled) -> None:
     """What the report shows of the last evaluation of a classifier, beside the records."""
     step, rows = reporter.rows
     if not {"logits", "labels"} <= rows.keys():
         return
-    named = (made.plan().get("classes") or {}).get("label", ())
+    named = (assembled.plan().get("classes") or {}).get("label", ())
 
     def images(numbers: np.ndarray) -> np.ndarray | None:
-        split = made.evaluation_split
+        split = assembled.evaluation_split
         name = _image(split) if split else None
         try:
             return some_of(split, numbers)[name].numpy() if split and name else None

@@ -11,19 +11,19 @@ import tensorflow as tf
 from trainer.run.assemble import Assembled
 
 
-def environment(made: Assembled) -> dict[str, Any]:
+def environment(assembled: Assembled) -> dict[str, Any]:
     """What the run, its data, its libraries and its machine are, for a person to read."""
-    source = made.split.source
+    source = assembled.split.source
     gpus = [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
         for gpu in tf.config.list_physical_devices("GPU")
     ]
     libraries = ("tensorflow", "keras", "numpy")
     found = {
-        "model": made.config.model_name,
-        "data": f"{source.full_name} ({made.config.train_split})",
+        "model": assembled.config.model_name,
+        "data": f"{source.full_name} ({assembled.config.train_split})",
         "data fingerprint": source.fingerprint(),
-        "devices": made.built.engine,
+        "devices": assembled.built.engine,
         "GPUs": ", ".join(gpus) or None,
         "processor": _processor(),
         "memory, GiB": _memory(),

@@ -85,26 +85,26 @@ class RangeTest:
         return max(fine, default=None)
 
 
-def lr_find(made: Assembled, program: Program, sweep: Sweep) -> dict[str, RangeTest]:
+def lr_find(assembled: Assembled, program: Program, sweep: Sweep) -> dict[str, RangeTest]:
     """The range test of each group, by name. Puts the run back.
 
     Args:
-      made: the run.
+      assembled: the run.
       program: its state, which may stand at any step.
       sweep: what to try.
 
     Raises:
       UserError: `--strategy=multi_worker`.
     """
-    if made.config.strategy == "multi_worker":
+    if assembled.config.strategy == "multi_worker":
         raise UserError(
             "--strategy=multi_worker: --mode=lr_find runs in one process; its rates hold for the same "
             "--batch_size on several. Leave it out."
         )
-    feed = made.training_feed()
+    feed = assembled.training_feed()
     with put_back(program):
-        tester = _Tester(made, program, feed)
-        return {group.name: tester.test(group, sweep) for group in made.parts.groups}
+        tester = _Tester(assembled, program, feed)
+        return {group.name: tester.test(group, sweep) for group in assembled.parts.groups}
 
 
 @contextmanager
@@ -131,15 +131,17 @@ def put_back(program: Program) -> Iterator[Callable[[], None]]:
 class _Tester:
     """Steps of a run in which one group's rate is given and all others are as planned."""
 
-    def __init__(self, made: Assembled, program: Program, feed: Feed) -> None:
-        self._made, self._feed = made, feed
-        self._names = [group.name for group in made.parts.groups]
+    def __init__(self, assembled: Assembled, program: Program, feed: Feed) -> None:
+        self._assembled, self._feed = assembled, feed
+        self._names = [group.name for group in assembled.parts.groups]
         with tf.device("CPU:0"):
             self._tested = tf.Variable(0, trainable=False)
             self._rate = tf.Variable(tf.zeros([], tf.float64), trainable=False)
         nonfinite = "off" if program.state.scale is None else "skip"
         settings = dataclasses.replace(program.settings, on_nonfinite=nonfinite)
-        rates = {name: self._schedule(i, made.parts.schedules[name]) for i, name in enumerate(self._names)}
+        rates = {
+            name: self._schedule(i, assembled.parts.schedules[name]) for i, name in enumerate(self._names)
+        }
         self._program = Program(program.strategy, program.network, program.state, rates, settings)
         self._program.frozen = program.frozen
         self._compiled: dict[int, Any] = {}
@@ -158,7 +160,7 @@ class _Tester:
         state, rates = self._program.state, sweep.values
         at = int(state.step.numpy())
         start = at if group.start <= at < group.stop else group.start
-        phase = next(p for p in self._made.parts.phases if p.start <= start < p.stop)
+        phase = next(p for p in self._assembled.parts.phases if p.start <= start < p.stop)
         with put_back(self._program) as back:
             # Of a group that rests at most steps, as many updates as of others.
             n, loss_of = sweep.batches * group.rule.every, f"loss/{group.rule.loss}".rstrip("/")
@@ -199,8 +201,8 @@ class _Tester:
 
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Means of `SMOOTHED` neighbours; of fewer at the ends."""
-    half = SMOOTHED // 2
-    parts = [values[max(i - half, 0) : i + half + 1] for i in range(len(values))]
+    reach = SMOOTHED // 2
+    parts = [values[max(i - reach, 0) : i + reach + 1] for i in range(len(values))]
     return np.array([part.mean() for part in parts])
 
 

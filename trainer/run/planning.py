@@ -19,17 +19,17 @@ def planned(config: Config, screen: Screen) -> dict[str, Any]:
     """
     workdir = Workdir.of(config)
     resumes = bool(workdir and workdir.has_checkpoints)
-    made = assemble(config, only_plan=True, resumes=resumes)
-    screen.quiet = screen.quiet or not is_chief(made.built.strategy)
-    for note in (made.built.engine, *made.notes):
+    assembled = assemble(config, only_plan=True, resumes=resumes)
+    screen.quiet = screen.quiet or not is_chief(assembled.built.strategy)
+    for note in (assembled.built.engine, *assembled.notes):
         screen.note(note)
-    starts = made.starts
+    starts = assembled.starts
     if workdir and resumes:
         entry, warnings = checkpoint.newest(workdir.checkpoints, set_aside=False)
         for warning in warnings:
             screen.warn(warning)
         if entry:
-            made = resume.resume(made, entry, config.accept_plan_change).made
-            starts = dict.fromkeys((v.name for v in made.built.variables), entry.path.name)
-            screen.note(f"The run would go on from {entry.path}, step {entry.step} of {made.total}.")
-    return made.plan(starts)
+            assembled = resume.resume(assembled, entry, config.accept_plan_change).assembled
+            starts = dict.fromkeys((v.name for v in assembled.built.variables), entry.path.name)
+            screen.note(f"The run would go on from {entry.path}, step {entry.step} of {assembled.total}.")
+    return assembled.plan(starts)

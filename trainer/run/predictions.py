@@ -262,8 +262,8 @@ def _is_name(spec: Any) -> bool:
 
 def _widened(value: tf.Tensor) -> tf.Tensor:
     """Half precision as float32, which files have."""
-    half = value.dtype.is_floating and value.dtype.size < 4
-    return tf.cast(value, tf.float32) if half else value
+    narrow = value.dtype.is_floating and value.dtype.size < 4
+    return tf.cast(value, tf.float32) if narrow else value
 
 
 def _row(name: str, tensor: tf.Tensor, size: int) -> tf.TensorSpec:

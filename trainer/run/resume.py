@@ -27,27 +27,30 @@ class Resume:
 
     Attributes:
       entry: a whole checkpoint.
-      made: the run, with an optimizer for each number of updates that a group's variables have behind them.
+      assembled: the run, with an optimizer for each number of updates that a group's variables have behind
+        them.
       changed: how the plan differs from the saved one, a line each; empty where it is the same.
       anew: variables whose optimizer is another one than before.
     """
 
     entry: Entry
-    made: Assembled
+    assembled: Assembled
     changed: tuple[str, ...] = ()
     anew: frozenset[str] = frozenset()
 
     @property
     def unevaluated(self) -> bool:
         """Whether an evaluation was due at the checkpoint's step, and a signal came before it."""
-        events, step = self.made.events, self.entry.step
-        wanted = self.made.config.eval_split != "none" and events.due(events.evaluate, step)
+        events, step = self.assembled.events, self.entry.step
+        wanted = self.assembled.config.eval_split != "none" and events.due(events.evaluate, step)
         return wanted and not self.entry.meta.get("metrics")
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do: its last step is done, or a condition of `--stop_when` ended it."""
-        return (self.entry.step >= self.made.total or bool(self.made.judge.ended)) and not self.unevaluated
+        return (
+            self.entry.step >= self.assembled.total or bool(self.assembled.judge.ended)
+        ) and not self.unevaluated
 
     def restore(self, program: Program) -> list[str]:
         """Loads the checkpoint into a program's state; sentences on what could not come from it.
@@ -65,7 +68,7 @@ class Resume:
         return notes
 
 
-def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
+def resume(assembled: Assembled, entry: Entry, accept: bool) -> Resume:
     """How a run goes on from `entry`. Changes nothing.
 
     Raises:
@@ -74,8 +77,8 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
     """
     saved: Any = entry.meta.get("plan")
     try:
-        made = _in_the_order_of(made, saved)
-        now = made.plan()
+        assembled = _in_the_order_of(assembled, saved)
+        now = assembled.plan()
         changed = plan.differences(saved, now, entry.step)
         before = {row["name"]: str(row["optimizer"] or "") for row in saved["rows"]}
     except UserError:
@@ -92,26 +95,26 @@ def resume(made: Assembled, entry: Entry, accept: bool) -> Resume:
             + "\nGo back to the flags it was started with (flags.txt in the workdir), name another "
             "--workdir, or give --accept_plan_change to go on with the new plan."
         )
-    owner = made.parts.owner
+    owner = assembled.parts.owner
     anew = frozenset(name for name, text in before.items() if name in owner and _another(text, owner[name]))
     counts = {name: n for name, n in _counts(entry).items() if name not in anew}
-    parts = made.parts.cohorts(counts, made.built.strategy)
-    made.judge.restore(entry.meta.get("stopping"))
-    return Resume(entry, replace(made, parts=parts), tuple(changed), anew)
+    parts = assembled.parts.cohorts(counts, assembled.built.strategy)
+    assembled.judge.restore(entry.meta.get("stopping"))
+    return Resume(entry, replace(assembled, parts=parts), tuple(changed), anew)
 
 
-def _in_the_order_of(made: Assembled, saved: Any) -> Assembled:
+def _in_the_order_of(assembled: Assembled, saved: Any) -> Assembled:
     """The run that draws its data as before where the flag leaves that open: the two ways have two orders.
 
     Raises:
       UserError: that way cannot be had here.
     """
     before = saved.get("order") if isinstance(saved, dict) else None
-    if made.config.data_residency != "auto" or before not in ("resident", "streaming"):
-        return made
-    if before == order_of(made.residency, made.split):
-        return made
-    return replace(made, residency=with_order(before, made.split, made.built.share))
+    if assembled.config.data_residency != "auto" or before not in ("resident", "streaming"):
+        return assembled
+    if before == order_of(assembled.residency, assembled.split):
+        return assembled
+    return replace(assembled, residency=with_order(before, assembled.split, assembled.built.share))
 
 
 def _another(text: str, optimizer: GroupOptimizer) -> bool:
@@ -164,8 +167,8 @@ def _castable(saved: Any, here: Any) -> bool:
 
 def note(resumed: Resume, program: Program, causes: list[str]) -> str:
     """Sentences on where the run goes on and what is other than before."""
-    config, entry = resumed.made.config, resumed.entry
-    notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.made.total}."]
+    config, entry = resumed.assembled.config, resumed.entry
+    notes = [f"Goes on from {entry.path}, step {entry.step} of {resumed.assembled.total}."]
     if config.init_from:
         notes.append(f"--init_from={config.init_from} is not used: this run has a checkpoint of its own.")
     saved = entry.meta.get("replicas", program.replicas)
@@ -204,7 +207,7 @@ def finished_note(resumed: Resume) -> str:
     ended = ""
     if isinstance(metrics, dict) and metrics:
         ended = f" It ended with {', '.join(f'{k} {shown_metric(k, v)}' for k, v in metrics.items())}."
-    if by := resumed.made.judge.ended:
+    if by := resumed.assembled.judge.ended:
         return (
             f"This run is finished: --stop_when={by!r} ended it at step {entry.step}, {entry.path}. Change "
             f"the condition or lengthen --train_for to go on, or start afresh in another --workdir.{ended}"

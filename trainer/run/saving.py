@@ -53,7 +53,7 @@ class Checkpoints:
     Attributes:
       directory: `workdir/checkpoints`.
       program: whose state is saved.
-      made: the run, for what the manifest says of it.
+      assembled: the run, for what the manifest says of it.
       reporter: told of each checkpoint.
       plan: of the run, as JSON.
       last: the checkpoint written last.
@@ -62,7 +62,7 @@ class Checkpoints:
 
     directory: Path
     program: Program
-    made: Assembled
+    assembled: Assembled
     reporter: Reporter
     plan: Mapping[str, Any]
     last: Path | None = field(default=None)
@@ -83,17 +83,17 @@ class Checkpoints:
           UserError: it could not be saved; those before it are intact.
         """
         self.reporter.check()
-        config, total = self.made.config, self.made.total
+        config, total = self.assembled.config, self.assembled.total
         meta = {
             "plan": self.plan,
             "plan_hash": plan.digest(self.plan),
             "metrics": dict(metrics),
-            "best_by": str(self.made.criterion or ""),
-            "finished": step == total or bool(self.made.judge.ended),
-            "stopping": self.made.judge.recorded(),
+            "best_by": str(self.assembled.criterion or ""),
+            "finished": step == total or bool(self.assembled.judge.ended),
+            "stopping": self.assembled.judge.recorded(),
             "flags": config.given(),
-            "data": self.made.split.source.full_name,
-            "example": describe(self.made.split.source.spec()),
+            "data": self.assembled.split.source.full_name,
+            "example": describe(self.assembled.split.source.spec()),
             "replicas": self.program.replicas,
             "records": self.reporter.written,
             "versions": {
@@ -105,8 +105,8 @@ class Checkpoints:
         self.last = checkpoint.save(self.directory, step, unshared(self.program.state.named()), meta)
         self.step = step
         protect: set[int] = set()
-        if self.made.criterion:
-            best = manifest.best(self.directory, self.made.criterion)
+        if self.assembled.criterion:
+            best = manifest.best(self.directory, self.assembled.criterion)
             protect = {best.step} if best else set()
         for note in checkpoint.prune(self.directory, config.keep, protect):
             self.reporter.warn(note)

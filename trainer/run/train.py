@@ -40,7 +40,7 @@ _NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as a manifest has them
 class Live:
     """A run in this process: what it is made of, and its state; None as long as there is none."""
 
-    made: Assembled | None = None
+    assembled: Assembled | None = None
     program: Program | None = None
 
 
@@ -48,7 +48,7 @@ class Live:
 class _Begun:
     """A run on its way, with what of the outside it was given."""
 
-    made: Assembled
+    assembled: Assembled
     resumed: Resume | None
     workdir: Workdir | None
     reporter: Reporter
@@ -57,7 +57,7 @@ class _Begun:
 
     @property
     def chief(self) -> bool:
-        return is_chief(self.made.built.strategy)
+        return is_chief(self.assembled.built.strategy)
 
 
 def train(
@@ -84,33 +84,33 @@ def train(
     began, workdir, live = time.perf_counter(), Workdir.of(config), live or Live()
     hooks = replace(hooks, on_record=(*hooks.on_record, *load_hooks(config.hook)))
     with contextlib.ExitStack() as stack:
-        made = live.made or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
-        steps = _profiled(made)
+        assembled = live.assembled or assemble(config, resumes=bool(workdir and workdir.has_checkpoints))
+        steps = _profiled(assembled)
         if stop:
             stop.catch()
-        strategy = made.built.strategy
+        strategy = assembled.built.strategy
         lock = Lock(workdir.path) if workdir else None
         if lock:
             agreement.from_first(strategy, lambda: str(stack.enter_context(lock).workdir.name))
-        reporter = _reporter(made, workdir, screen, hooks, lock)
+        reporter = _reporter(assembled, workdir, screen, hooks, lock)
         stack.callback(reporter.close)
         entry = saving.newest(workdir.checkpoints, reporter, strategy) if workdir else None
-        resumed = resume.resume(made, entry, config.accept_plan_change) if entry else None
+        resumed = resume.resume(assembled, entry, config.accept_plan_change) if entry else None
         if resumed and resumed.finished:
             reporter.note(resume.finished_note(resumed))
-            return Result(_metrics(resumed), resumed.entry.step, ended=resumed.made.judge.ended)
-        if made.judge.ended and not resumed:  # without a workdir, called again
+            return Result(_metrics(resumed), resumed.entry.step, ended=resumed.assembled.judge.ended)
+        if assembled.judge.ended and not resumed:  # without a workdir, called again
             step = int(live.program.state.step.numpy()) if live.program else 0
-            return Result(step=step, ended=made.judge.ended)
+            return Result(step=step, ended=assembled.judge.ended)
         directory = workdir.path / "tensorboard" / "train" if workdir else Path()
         profile = Profile(steps, directory, reporter.warn)
-        begun = _Begun(resumed.made if resumed else made, resumed, workdir, reporter, stop, profile)
-        plan = {key: json.dumps(value) for key, value in begun.made.plan().items()}
+        begun = _Begun(resumed.assembled if resumed else assembled, resumed, workdir, reporter, stop, profile)
+        plan = {key: json.dumps(value) for key, value in begun.assembled.plan().items()}
         agreement.check_same(strategy, plan, "plans", "Give all the same data and --data_residency.")
         sources: dict[str, str] = {}
         if live.program is None:
             live.program, sources = _start(begun)
-        live.made = begun.made
+        live.assembled = begun.assembled
         result = _train(begun, live.program, sources, began)
     if screen.lost and not (stop and stop.status):  # a terminal that was hung up is lost, too
         raise screen.lost
@@ -118,18 +118,18 @@ def train(
 
 
 def _reporter(
-    made: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks, lock: Lock | None
+    assembled: Assembled, workdir: Workdir | None, screen: Screen, hooks: Hooks, lock: Lock | None
 ) -> Reporter:
     """What the run says: of several workers the first does. It begins with devices and data."""
-    chief = is_chief(made.built.strategy)
+    chief = is_chief(assembled.built.strategy)
     screen.quiet = screen.quiet or not chief
     files = workdir.path if workdir and chief else None
     if not chief:
         hooks = replace(hooks, on_record=())  # a tracker is to hear of a run once
     check = lock.check if lock else lambda: None
-    reporter = Reporter(files, made.total, made.total / made.epochs, screen, hooks, check)
-    reporter.show_groups = made.config.show_groups
-    for note in (made.built.engine, *made.notes):
+    reporter = Reporter(files, assembled.total, assembled.total / assembled.epochs, screen, hooks, check)
+    reporter.show_groups = assembled.config.show_groups
+    for note in (assembled.built.engine, *assembled.notes):
         reporter.note(note)
     return reporter
 
@@ -148,24 +148,24 @@ def show_plan(screen: Screen, plan: Mapping[str, Any], full: bool = False) -> No
 
 def _start(begun: _Begun) -> tuple[Program, dict[str, str]]:
     """The state that the run starts from, and where each value of it comes from."""
-    made, resumed, config = begun.made, begun.resumed, begun.made.config
+    assembled, resumed, config = begun.assembled, begun.resumed, begun.assembled.config
     sources: dict[str, str] = {}
     if config.init_from and not resumed:
         receipt_in = begun.workdir if begun.chief else None
         begun.reporter.check()
-        sources = initialise(config, made.built, begun.reporter.screen, receipt_in)
-    program = made.program()
+        sources = initialise(config, assembled.built, begun.reporter.screen, receipt_in)
+    program = assembled.program()
     if resumed:
         notes = resumed.restore(program)
-        sources = dict.fromkeys((v.name for v in made.built.variables), resumed.entry.path.name)
+        sources = dict.fromkeys((v.name for v in assembled.built.variables), resumed.entry.path.name)
         begun.reporter.note(resume.note(resumed, program, notes))
     return program, sources
 
 
 def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: float) -> Result:
-    made, reporter, workdir = begun.made, begun.reporter, begun.workdir
-    plan = made.plan(sources)
-    saved = saving.Checkpoints(workdir.checkpoints, program, made, reporter, plan) if workdir else None
+    assembled, reporter, workdir = begun.assembled, begun.reporter, begun.workdir
+    plan = assembled.plan(sources)
+    saved = saving.Checkpoints(workdir.checkpoints, program, assembled, reporter, plan) if workdir else None
     loop = _loop(begun, program, saved)
     # From here on no refusal is left, and the files of the run may change.
     start = begun.resumed.entry.step if begun.resumed else 0
@@ -174,9 +174,9 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         reporter.warn(lost)
     show_plan(reporter.screen, plan)
     if workdir and begun.chief:
-        workdir.record(plan, made.config, environment(made))
+        workdir.record(plan, assembled.config, environment(assembled))
         ending.forget(workdir, start if begun.resumed else -1)
-        ending.describe(reporter, workdir, plan, made.config, int(program.state.step.numpy()))
+        ending.describe(reporter, workdir, plan, assembled.config, int(program.state.step.numpy()))
     program.stop.assign(False)
     if begun.stop:
         begun.stop.request = lambda: program.stop.assign(True)
@@ -190,9 +190,9 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
         by = agreement.from_first(program.strategy, lambda: "a hook" if reporter.stop else "a signal")
         result.hooked = by == "a hook"
     _check_workers(program, "values at the end", "This run is worthless; please report it with its flags.")
-    reporter.summary(_summary(made, result, saved, time.perf_counter() - began))
+    reporter.summary(_summary(assembled, result, saved, time.perf_counter() - began))
     if workdir and begun.chief:
-        next_rows = ending.where_next(made.config, workdir, result, _leave(begun, program))
+        next_rows = ending.where_next(assembled.config, workdir, result, _leave(begun, program))
         reporter.note("Next")
         reporter.screen.verbatim(aligned(next_rows))
     return result
@@ -200,23 +200,23 @@ def _train(begun: _Begun, program: Program, sources: Mapping[str, str], began: f
 
 def _loop(begun: _Begun, program: Program, saved: saving.Checkpoints | None) -> Loop:
     """The loop of a run, with all that happens between its steps."""
-    made, reporter = begun.made, begun.reporter
-    examples = made.evaluation_feed()
-    weights = ("raw", "ema") if made.config.ema is not None else ("raw",)
+    assembled, reporter = begun.assembled, begun.reporter
+    examples = assembled.evaluation_feed()
+    weights = ("raw", "ema") if assembled.config.ema is not None else ("raw",)
     return Loop(
         program,
-        made.parts.phases,
-        dataclasses.replace(made.events, marks=begun.profile.marks),
-        made.training_feed(),
+        assembled.parts.phases,
+        dataclasses.replace(assembled.events, marks=begun.profile.marks),
+        assembled.training_feed(),
         reporter,
         evaluator(examples, program, reporter, weights) if examples else None,
         _save(begun, saved),
         evaluate_first=bool(begun.resumed and begun.resumed.unevaluated),
-        save_evaluated=bool(made.config.keep_best),
-        judge=lambda numbers: made.judge.judge(numbers, program.strategy),
+        save_evaluated=bool(assembled.config.keep_best),
+        judge=lambda numbers: assembled.judge.judge(numbers, program.strategy),
         profile=begun.profile,
-        histograms=made.config.histograms,
-        meanwhile=lambda: ending.load_ahead(made.config) if saved and begun.chief else None,
+        histograms=assembled.config.histograms,
+        meanwhile=lambda: ending.load_ahead(assembled.config) if saved and begun.chief else None,
     )
 
 
@@ -228,17 +228,17 @@ def _leave(begun: _Begun, program: Program) -> Path | None:
         begun.reporter.check()
     except UserError:  # the directory is another one now, and the run ends for that
         return None
-    ending.keep_evaluated(begun.workdir, begun.reporter, begun.made)
+    ending.keep_evaluated(begun.workdir, begun.reporter, begun.assembled)
     step = int(program.state.step.numpy())
-    return ending.write_report(begun.made.config, begun.workdir, begun.reporter, step)
+    return ending.write_report(begun.assembled.config, begun.workdir, begun.reporter, step)
 
 
-def _profiled(made: Assembled) -> tuple[int, int] | None:
+def _profiled(assembled: Assembled) -> tuple[int, int] | None:
     """The steps of `--profile`."""
-    steps = span(made.config.profile, "--profile")
-    if steps and steps[1] > made.total:
+    steps = span(assembled.config.profile, "--profile")
+    if steps and steps[1] > assembled.total:
         raise UserError(
-            f"--profile={made.config.profile}: the run has {made.total} steps. Name some of them."
+            f"--profile={assembled.config.profile}: the run has {assembled.total} steps. Name some of them."
         )
     return steps
 
@@ -280,16 +280,16 @@ def _metrics(resumed: Resume) -> dict[str, float]:
 
 
 def _summary(
-    made: Assembled, result: Result, saved: saving.Checkpoints | None, seconds: float
+    assembled: Assembled, result: Result, saved: saving.Checkpoints | None, seconds: float
 ) -> list[tuple[str, str]]:
     rate = result.steps / result.training_seconds if result.training_seconds else 0.0
-    rows = [("data", f"{made.split.source.full_name} ({made.config.train_split})")]
+    rows = [("data", f"{assembled.split.source.full_name} ({assembled.config.train_split})")]
     rows += [(f"final {name}", resume.shown_metric(name, value)) for name, value in result.metrics.items()]
     rows += [
-        ("steps", f"{result.step} of {made.total}"),
+        ("steps", f"{result.step} of {assembled.total}"),
         *([("ended by", f"--stop_when={result.ended!r}")] if result.ended else []),
         ("steps per second", f"{rate:.1f}"),
-        ("examples per second", f"{rate * made.parts.clock.batch:,.0f}"),
+        ("examples per second", f"{rate * assembled.parts.clock.batch:,.0f}"),
         ("training time", f"{result.training_seconds:.1f} s"),
         ("total time", f"{seconds:.1f} s"),
         ("checkpoint", str(saved.last if saved and saved.last else "-")),

@@ -102,14 +102,14 @@ class Health:
     def blamed(self, sick: Sequence[str]) -> str:
         """Which optimizers made what: a sentence's end."""
         owner = {v.name: o.group for o in self.program.state.optimizers for v in o.group.variables}
-        made: dict[str, list[str]] = {}
+        blame: dict[str, list[str]] = {}
         for name in sick:
             kind, _, rest = name.partition("/")
             group = owner[rest if kind == "model" else rest.rpartition("/")[0]]
             optimizer = group.rule.optimizer.text if group.rule.optimizer else ""
-            made.setdefault(f"{optimizer} (group {group.name})", []).append(name)
+            blame.setdefault(f"{optimizer} (group {group.name})", []).append(name)
         return "; ".join(
-            f"{optimizer} made {listing(names, 4)} not finite" for optimizer, names in made.items()
+            f"{optimizer} made {listing(names, 4)} not finite" for optimizer, names in blame.items()
         )
 
     def sick(self) -> list[str]:

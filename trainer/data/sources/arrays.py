@@ -92,9 +92,9 @@ class Arrays:
     @classmethod
     def read(cls, name: str, splits: Mapping[str, Mapping[str, Any]], origin: Origin) -> "Arrays":
         """Arrays that were read from files."""
-        made = cls(name, **splits)
-        made._origin = origin
-        return made
+        arrays = cls(name, **splits)
+        arrays._origin = origin
+        return arrays
 
     def cleaned(self, policy: str) -> "Arrays":
         """These arrays, their examples looked at, as `--bad_examples` has it; mapped files are not.

@@ -100,10 +100,10 @@ class Sequences:
             ]
             return [*values, *(np.array([len(e[name]) for e in found], np.int64) for name in ragged)]
 
-        made = tf.numpy_function(some, [elements], [*kinds, *[tf.int64] * len(ragged)], stateful=False)
-        lengths = dict(zip(ragged, made[len(kinds) :], strict=True))
+        returned = tf.numpy_function(some, [elements], [*kinds, *[tf.int64] * len(ragged)], stateful=False)
+        lengths = dict(zip(ragged, returned[len(kinds) :], strict=True))
         group: dict[str, Any] = {}
-        for (name, part), values in zip(self._spec.items(), made, strict=False):
+        for (name, part), values in zip(self._spec.items(), returned, strict=False):
             if name in lengths:
                 flat = tf.ensure_shape(values, [None, *part.shape[1:]])
                 length = tf.ensure_shape(lengths[name], [elements.shape[0]])
