@@ -56,7 +56,7 @@ def test_commands_of_the_page(command, folder, monkeypatch):
     assert run.main([*words[1:], *workdir]) == 0
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("data.md", "python"))
 def test_code_of_the_page(code, folder, monkeypatch):
     monkeypatch.chdir(folder)

@@ -55,7 +55,7 @@ def moves(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[s
     return {name: float(np.abs(after[name] - before[name]).max()) for name in before}
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_root")
 @pytest.mark.parametrize(("name", "first"), [("first_conv_frozen", 0.0), ("layer_rates", 1e-4)])
 def test_the_two_cases_of_the_article(name: str, first: float, tmp_path: Path) -> None:

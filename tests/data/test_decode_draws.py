@@ -66,6 +66,7 @@ def test_a_stateless_draw_by_what_is_stored_is_fine():
     assert run(fixed).train().step == 1
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("draw", [np.random.rand, own.random])
 def test_python_in_decode_is_tried_twice(draw):
     random = noisy(host(lambda x: (x + draw(2)).astype("float32")))

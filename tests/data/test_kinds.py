@@ -110,7 +110,7 @@ def test_replicas_share_the_same_batches(made, way, replicas):
     np.testing.assert_array_equal(one, many)
 
 
-@pytest.mark.slow(but=8)
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("way", ["host", "streaming"])
 def test_two_workers_share_the_same_batches(made, way):
     needed(made[0], way)
@@ -142,7 +142,7 @@ def test_every_example_is_evaluated_once(made, way):
             np.testing.assert_array_equal(mask.ravel(), np.arange(24) < 22)
 
 
-@pytest.mark.slow(but=11)
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize("split", ["train[:90%]", "train[90%:]", "train[10:20]+test[:5]"])
 def test_parts_of_splits(made, split):
     kind, source = made

@@ -72,7 +72,7 @@ def batches(feed, share, start, steps):
     return [{k: v.numpy() for k, v in draw(chunk, tf.constant(i)).items()} for i in range(steps)]
 
 
-@pytest.mark.slow(but=3)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("kind", ["arrays", "items", "dataset"])
 @pytest.mark.parametrize("way", ["resident", "host", "streaming"])
 def test_padded_to_the_longest_of_the_global_batch(kind, way):

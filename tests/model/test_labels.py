@@ -105,6 +105,7 @@ def test_of_a_set_of_tfds(tmp_path):
     run(folder, loss=loss, build=classifier(103)).train()
 
 
+@pytest.mark.slow
 def test_whatever_the_loss_is_made_of():
     for soft in (None, "softmax"):
         assert "label is 3" in refusal(arrays(), loss=of_keras, build=classifier(3, soft))

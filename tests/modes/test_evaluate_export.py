@@ -235,6 +235,7 @@ def test_a_keras_model_is_there_as_keras_too(noisy, tmp_path, data, images, caps
     assert contents(target) == before
 
 
+@pytest.mark.slow
 def test_the_modules_own_serve_decides(mlp, tmp_path, data, images, capsys):
     flags = ["--dataset=digits", data, "--mode=export"]
     target = tmp_path / "export"

@@ -87,7 +87,7 @@ def serve(model, batch):
 """
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 def test_tables_beside_the_model_are_exported(mlp, data, tmp_path, monkeypatch):
     (tmp_path / "tables.py").write_text(TABLES.replace("{{", "{").replace("}}", "}"))
     target = tmp_path / "export"

@@ -140,6 +140,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(trained, predict, tmp_pat
 # Data of one's own
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_without_classes(trained, data, tmp_path, capsys):
     """As encoded files, in other sizes too: the numbers are those of the same images as arrays."""
     from trainer.data.records import load
@@ -209,6 +210,7 @@ def test_lines_on_standard_input(texts, tmp_path, monkeypatch):
     assert [row[0] for row in others] == ["n0", "n1", "n2"]
 
 
+@pytest.mark.slow(but=1)
 def test_lines_that_are_nothing_are_refused(texts, tmp_path, monkeypatch, capsys):
     flags = ["--model=tests.support.worded", "--mode=predict", "--dataset=-"]
     for text, words in (

@@ -138,6 +138,7 @@ def test_fuzz(files, tmp_path, name, times):
     fuzz(files, tmp_path, name, times)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("name", ["k.weights.h5", "k.h5", "k.keras"])
 def test_fuzz_h5(files, tmp_path, monkeypatch, name):
     library = damage.Kept()

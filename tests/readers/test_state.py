@@ -18,7 +18,7 @@ SAVERS = {
 }
 
 
-@pytest.mark.slow(but=3)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("saver", SAVERS)
 @pytest.mark.parametrize("old", [False, True])
 def test_only_weights_are_weights(tmp_path, saver, old):

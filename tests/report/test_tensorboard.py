@@ -98,6 +98,7 @@ def test_the_profile_is_one_that_its_plugin_reads(workdir):
     assert any(plane.lines for plane in space.planes)
 
 
+@pytest.mark.slow
 def test_a_restore_has_its_receipt_there(workdir, tmp_path):
     again = tmp_path / "again"
     assert main(again, *FLAGS[:-2], f"--init_from={workdir}", "--report_to=none") == 0

@@ -30,7 +30,7 @@ def test_positions_of_older_keras(tmp_path, first):
     assert {"equal", "refused"} <= set(outcomes)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_names_of_legacy_files_as_keras_by_name(tmp_path, old):
     writer = pytest.importorskip("tf_keras") if old else keras
@@ -38,7 +38,7 @@ def test_names_of_legacy_files_as_keras_by_name(tmp_path, old):
     assert {"equal", "refused"} <= set(outcomes)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_names_of_keras_archives(tmp_path, old):
     writer = pytest.importorskip("tf_keras") if old else keras

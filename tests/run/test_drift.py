@@ -197,7 +197,7 @@ def test_a_finished_run_can_be_lengthened(tmp_path, data):
     assert all(np.array_equal(values[name], others[name]) for name in values)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "groups, words",
     [

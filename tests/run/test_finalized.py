@@ -66,7 +66,7 @@ def test_in_a_model_of_ones_own(source, tmp_path, suffix):
     np.testing.assert_allclose(got.mean(), wanted, rtol=1e-5)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 def test_after_a_restore_an_evaluation_and_a_resume(source, tmp_path):
     whole = run(tmp_path / "whole", 4, init_from=source)
     trained = whole.train().metrics["loss"]

@@ -53,7 +53,7 @@ def test_a_lock_knows_when_its_directory_is_another(tmp_path):
     lock.check()  # without the lock there is nothing to check
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["moved", "deleted", "replaced"])
 def test_a_directory_that_is_taken_away_ends_the_run_and_nothing_is_written_elsewhere(
     tmp_path, data, monkeypatch, capsys, what
@@ -187,6 +187,7 @@ def test_a_full_disk_under_the_output_ends_the_run_which_saves(tmp_path, data):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_an_output_that_fails_while_it_trains(tmp_path, data, monkeypatch, capsys):
     """The same within a run: what is lost is the output, and the state is saved."""
     note = Screen.note

@@ -154,6 +154,7 @@ def test_labels_beyond_the_model_are_refused_before_training(tmp_path, capsys):
     assert "labels run from 0 to 11 but the model has 10 classes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tells_how_examples_were_padded(tmp_path):
     data = "--dataset=tests.support.own_pipelines.words"
     flags = (

@@ -79,6 +79,7 @@ def test_what_is_no_bundled_name_is_shown_and_not_used(handed_in, trap, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"trap"}
 
 
+@pytest.mark.slow
 def test_bundled_names_are_taken(handed_in, tmp_path, capsys):
     data = f"--data_dir={tmp_path}"
     assert main(handed_in(), "--mode=evaluate", data) == 0

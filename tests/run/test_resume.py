@@ -155,7 +155,7 @@ def until(tmp_path, count):
         time.sleep(0.01)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_within_a_step_and_saves(tmp_path, data, number, status):
     process = start(tmp_path, "seconds=0.3", data)

@@ -46,6 +46,7 @@ def test_what_a_run_leaves_behind(finished):
     assert left - {"lock", ".lock"} == expected
 
 
+@pytest.mark.slow
 def test_the_flagfile_repeats_the_run(finished, tmp_path):
     flags, workdir, _ = finished
     kept = (workdir / "flags.txt").read_text().splitlines()

@@ -95,6 +95,7 @@ def test_evaluation_is_the_same_whatever_the_batch_size(digits, tmp_path):
 MNIST = ["--model=mnist_mlp(hidden=4)", "--dataset=mnist", "--train_for=4", "--group=.* sgd 0.1"]
 
 
+@pytest.mark.slow
 def test_the_fallback_is_told_of_and_recorded(no_network, data_dir, tmp_path):
     workdir = tmp_path / "work"
     flags = [*MNIST, "--fallback_dataset=digits", f"--data_dir={data_dir}", f"--workdir={workdir}"]
@@ -191,7 +192,7 @@ def test_a_plan_that_would_not_start_exits_with_1(no_reading, data_dir, tmp_path
     assert not plan_out.exists()
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adafactor", "nadam", "lamb", "muon"])
 def test_a_plan_counts_state_as_a_run_makes_it(data_dir, tmp_path, optimizer):
     flags = [

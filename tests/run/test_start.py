@@ -75,6 +75,7 @@ def test_the_trunk_is_restored_and_frozen_and_the_head_trains_from_its_own_start
     assert "conv1/kernel" in starts["conv1/kernel"] and starts["logits/kernel"] == "initializer"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_checkpoint_of_its_own_resumes_and_says_so(
     place: Path, source: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:

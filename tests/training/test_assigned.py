@@ -136,6 +136,7 @@ def test_a_skipped_step_takes_back_what_was_assigned() -> None:
     assert made.values()["sn/layer/kernel"].tobytes() != before["sn/layer/kernel"].tobytes()
 
 
+@pytest.mark.slow
 def test_averages_are_of_the_weights_after_the_step() -> None:
     made = run("sgd 0.1", ema=0.5)
     average = made.values()["twice/kernel"]

@@ -87,7 +87,7 @@ def make(loss: Callable[..., Any], replicas: int = 1, data: Any = None, **option
     return harness.make(classifier, loss, rules, data or arrays(), 6, strategy=strategy(replicas), **options)
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("loss", FAILING, ids=lambda f: f.__name__)
 def test_one_message_and_the_state_before(loss: Callable[..., Any], replicas: int) -> None:

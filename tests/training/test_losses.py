@@ -112,7 +112,7 @@ def by_hand(start: dict[str, np.ndarray], of: Callable[..., Any], every: int, fi
     return dict(zip(names, (v.numpy() for v in model.variables), strict=True))
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("of", "suffix", "flags"),
     [
@@ -210,6 +210,7 @@ def test_a_resting_group_is_not_touched_and_its_statistics_move() -> None:
     assert made.run.parts.rates(group, [5])[0] == pytest.approx(0.1 * (1 - 4 / 19))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit_where_groups_take_turns() -> None:
     rules = (
         "generator/.* adam 0.01 loss=maker every=2",

@@ -198,6 +198,7 @@ def test_the_scale_stays_finite() -> None:
     assert (state(made)["loss_scale/scale"], state(made)["step"]) == (2.0**127, 1)
 
 
+@pytest.mark.slow
 def test_the_scale_is_taken_out_of_the_gradients_before_clipping() -> None:
     results = []
     for precision in ("float32", "mixed_float16"):

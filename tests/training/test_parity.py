@@ -86,7 +86,7 @@ def assert_equal(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tole
         assert np.abs(value - wanted[name]).max() <= tolerance, name
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("precision", "steps", "tolerance"), [("float64", STEPS, 1e-9), ("float32", 1, 1e-6)]
 )

@@ -230,6 +230,7 @@ class Plain(tf.Module):
         return tf.reduce_sum(x * self.w * self.table, 1, keepdims=True)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("replicas", [1, 2, 3])
 def test_a_plain_module_may_assign_state(replicas: int) -> None:
     batch = 6

@@ -164,6 +164,7 @@ def marks(replicas: int, seed: int, accumulate: int = 1) -> tuple[float, float]:
     return float(sums[2]), float(sums[4])
 
 
+@pytest.mark.slow
 def test_dropout_differs_by_replica_and_repeats_with_the_seed() -> None:
     first, second = marks(2, 0)
     assert first != second

@@ -112,6 +112,7 @@ def test_everything_moves_where_everything_trains(build: Any) -> None:
     assert said(made) == dict.fromkeys(ALL | own, "yes")
 
 
+@pytest.mark.slow
 def test_the_rule_decides_where_a_layer_has_nothing_to_train() -> None:
     """`bare` and `calls` follow their rules; `full` and `sn` what trains in them, whatever a rule says."""
     rules = [

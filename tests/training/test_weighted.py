@@ -97,7 +97,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.slow(but=3)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("loss", "groups", "replicas", "accumulate"),
     [
@@ -170,6 +170,7 @@ def test_an_evaluation_is_exact_over_a_ragged_last_batch() -> None:
     np.testing.assert_allclose(got["plain"], losses.mean(), rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_half_precision_holds_weights_that_are_large() -> None:
     """The same weights times 10,000: a sum of such losses times the loss scale overflows half precision."""
 
