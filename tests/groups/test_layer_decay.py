@@ -241,6 +241,7 @@ def test_the_plan_shows_depth_and_factor_and_warns_of_next_to_nothing():
     assert "depth" not in plan_table.table(planned(""))[0]
 
 
+@pytest.mark.slow
 def test_factors_enter_the_identity_of_a_plan_and_only_they():
     plain, decayed = planned(""), planned("0.5")
     earlier = {

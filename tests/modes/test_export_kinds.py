@@ -37,7 +37,7 @@ def served(path, name="serving_default", **arguments):
     return {n: t.numpy() for n, t in call(**{k: tf.constant(v) for k, v in arguments.items()}).items()}
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 def test_raw_text_goes_in_and_words_come_out(texts, tmp_path, capsys):
     run, workdir = texts
     target = tmp_path / "export"

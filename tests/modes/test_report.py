@@ -25,7 +25,7 @@ def refused(capsys, *flags):
     return capsys.readouterr().err
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 def test_a_run_leaves_a_page_that_the_mode_writes_again(workdir, capsys):
     first = (workdir / "report.html").read_text()
     assert all(

@@ -44,6 +44,7 @@ def said(after):
     return lines[start : next(k for k, line in enumerate(lines) if k > start and not line)]
 
 
+@pytest.mark.slow
 def test_every_command_runs(files, monkeypatch, capsys):
     assert len(COMMANDS) == 4
     monkeypatch.chdir(files)

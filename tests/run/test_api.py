@@ -63,6 +63,7 @@ def test_the_two_doors_make_the_same_run(tmp_path):
     assert same(run.weights(), {name: weights[name] for name in run.weights()})
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_or_written_unasked(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     run = small()

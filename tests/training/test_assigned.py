@@ -109,7 +109,7 @@ def test_two_replicas_equal_one() -> None:
         np.testing.assert_allclose(two.values()[name], value, rtol=0, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_accumulated_batches_assign_one_after_another_as_keras_has_them(replicas: int) -> None:
     made = run("sgd 0.1", batch=2 * BATCH, accumulate=2, strategy=strategy(replicas))

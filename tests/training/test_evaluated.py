@@ -125,6 +125,7 @@ def per_batch(examples: int, batch: int = BATCH, replicas: int = 1, **options: A
     return np.diff(totals, axis=0)
 
 
+@pytest.mark.slow
 def test_no_two_batches_of_an_evaluation_draw_the_same() -> None:
     sums = per_batch(5 * BATCH)
     assert len(np.unique(sums.round(9), axis=0)) == 5 and len(np.unique(sums[:, 0].round(9))) == 5

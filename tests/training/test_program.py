@@ -225,6 +225,7 @@ def test_averages_against_numpy() -> None:
     assert all(v.tobytes() == raw[n].tobytes() for n, v in made.values().items())
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same() -> None:
     rules, results = ["a/.* adam 0.01", ".* sgd 0.1"], []
     for jit in (False, True):
@@ -237,7 +238,7 @@ def test_xla_computes_the_same() -> None:
         np.testing.assert_allclose(results[1][name], value, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_float32_weights_by_half_products(precision: str) -> None:
     steps, losses = 60, []
