@@ -136,6 +136,12 @@ def test_a_line_end_in_a_rule_is_a_blank_in_the_flagfile_that_repeats_the_run(tm
     assert [rule.split() for rule in again.group] == [rule.split() for rule in config.group]
 
 
+def test_a_flagfile_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    (tmp_path / "mnist.flags").touch()
+    assert "Did you mean mnist.flags?" in refused(f"--flagfile={tmp_path / 'mist.flags'}")
+    assert "Give the path of a file." in refused(f"--flagfile={tmp_path / 'nowhere/mist.flags'}")
+
+
 # --- flagfiles that could be read for ever ---
 
 

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, near
 
 _BYTES = 1 << 20  # of a flagfile; what is larger is none
 
@@ -18,8 +18,9 @@ def lines(text: str) -> tuple[Path, list[str]]:
     Raises:
       UserError: there is none, it is not text, or it is something that could be read for ever.
     """
+    path = Path(text)
     try:
-        path = Path(text).expanduser().resolve()
+        path = path.expanduser().resolve()
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes would wait
         with contextlib.closing(os.fdopen(descriptor, "rb")) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -34,7 +35,16 @@ def lines(text: str) -> tuple[Path, list[str]]:
         reason = error.strerror or str(error)
     except (ValueError, RuntimeError) as error:  # a NUL in the path, or a ~ of nobody
         reason = str(error)
-    raise UserError(f"--flagfile={text}: cannot be read: {reason}.")
+    raise UserError(f"--flagfile={text}: cannot be read: {reason.rstrip('.')}. {_beside(path)}")
+
+
+def _beside(path: Path) -> str:
+    """A sentence on the flagfiles that are where one was looked for."""
+    try:
+        there = [entry.name for entry in os.scandir(path.parent) if entry.name.endswith(".flags")]
+    except (OSError, ValueError):
+        there = []
+    return near(path.name, there) if there else "Give the path of a file."
 
 
 def check_line(line: str, where: str, known: Collection[str]) -> None:
