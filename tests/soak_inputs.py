@@ -92,7 +92,9 @@ def faults(case: Case, status: int | None, text: str, folder: Path) -> list[str]
         wrong.append("a traceback")
     if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text):
         wrong.append("control characters on the terminal")
-    trained = any((folder / "work").glob("checkpoints/step-*/manifest.json"))
+    named = [flag.partition("=")[2] for flag in case.flags if flag.startswith("--workdir=")]
+    workdirs = {folder / name for name in ("work", *named)}  # what was made worse may be its name
+    trained = any(any(workdir.glob("checkpoints/step-*/manifest.json")) for workdir in workdirs)
     if status == 0 and case.trains and not trained:
         wrong.append("status 0, and nothing was trained")
     if status == 1 and case.heard and not re.search(r"^run\.py: .{5}", text, re.MULTILINE):

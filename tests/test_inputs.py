@@ -78,8 +78,9 @@ def test_keras_of_another_backend_or_format(tmp_path, data_dir):
         assert message.startswith("run.py: ") and message.count("\n") == 1 and not trained(tmp_path)
 
 
-def test_too_little_memory_to_import_tensorflow(tmp_path, data_dir):
-    status, _, message = shell(tmp_path, data_dir, before="ulimit -v 500000;")
+@pytest.mark.parametrize("most", [500_000, 1_500_000])
+def test_too_little_memory_to_import_tensorflow(tmp_path, data_dir, most):
+    status, _, message = shell(tmp_path, data_dir, before=f"ulimit -v {most};")
     assert status == 1 and "cannot be imported" in message and "limits on memory" in message
     assert "Traceback" not in message
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,8 @@ from trainer.errors import UserError, blame, message_of
 from trainer.flags.command_line import parse
 from trainer.noise import no_matplotlib, open_streams, quiet_start
 from trainer.text import printable, shortened
+
+_ADDRESSES = 2200 << 20  # bytes of virtual memory without which the imports do not come to an end
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +49,12 @@ def _modes() -> ModuleType:
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise UserError(f"KERAS_BACKEND={backend}: this trains TensorFlow models. Unset it.")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < _ADDRESSES:  # what it imports would abort, or try to allocate for ever
+        raise UserError(
+            f"TensorFlow and Keras cannot be imported under these limits on memory: ulimit -v {limit >> 10}, "
+            f"and they take about {_ADDRESSES >> 10}, training some more. Raise the limit."
+        )
     try:
         with quiet_start(), no_matplotlib():
             import keras  # noqa: F401 (reads its settings)
