@@ -1,7 +1,9 @@
 """The house of docs/design.md: a package imports what its `__init__.py` says, and nothing imports upwards."""
 
 import ast
+import io
 import re
+import tokenize
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -82,3 +84,13 @@ def modules(file: Path) -> set[str]:
 def test_what_lies_beside_the_packages_imports_none_of_them() -> None:
     for name in BASE:
         assert imports(ROOT / f"{name}.py") <= BASE
+
+
+def test_names_that_say_nothing_are_not_used() -> None:
+    found = {
+        (str(file.relative_to(ROOT)), token.string)
+        for file in ROOT.rglob("*.py")
+        for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline)
+        if token.type == tokenize.NAME and token.string.strip("_") in ("told", "way", "there", "made")
+    }
+    assert not found

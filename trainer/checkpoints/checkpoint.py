@@ -94,7 +94,7 @@ def clean(directory: Path) -> list[str]:
 
     Only for the process that holds the workdir's lock: another's save in progress looks the same.
     """
-    with _told(f"What is unfinished in {directory} could not be removed"):
+    with _refused(f"What is unfinished in {directory} could not be removed"):
         unfinished = [n for n in manifest.names_in(directory) if _UNFINISHED.fullmatch(n)]
         return [
             f"{directory / name} holds what is not the program's, and stays."
@@ -115,7 +115,7 @@ def prune(directory: Path, keep: int, protect: Collection[int] = ()) -> list[str
         if entry.step in protect:
             continue
         failed = f"The old checkpoint {entry.path} could not be deleted"
-        with _told(failed), contextlib.suppress(FileNotFoundError):
+        with _refused(failed), contextlib.suppress(FileNotFoundError):
             own = {*entry.files, manifest.NAME}
             alien = sorted(set(os.listdir(entry.path)) - own)
             # Renamed first: a kill half-way must not leave what looks like a damaged checkpoint.
@@ -153,7 +153,7 @@ def _set_aside(entry: Entry) -> Path | None:
     if not entry.damage or entry.later:
         return None
     target = _free(entry.path.parent, f"damaged-{entry.path.name}")
-    with _told(f"The damaged checkpoint {entry.path} could not be set aside"):
+    with _refused(f"The damaged checkpoint {entry.path} could not be set aside"):
         entry.path.rename(target)
         sync(target.parent)
     return target
@@ -267,7 +267,7 @@ def _specs(state: Mapping[str, tf.Variable]) -> dict[str, ShapeDtype]:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _refused(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

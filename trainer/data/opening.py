@@ -179,37 +179,37 @@ def _from_path(call: Call, path: Path, bad: str) -> Source:
     name, flag = call.name, f"--dataset={call.text}"
     found = _folder(path, flag) if path.is_dir() else {path.suffix.lower(): [path]}
     if ".npz" in found:
-        return _made(call, flag, lambda: open_npz(name, path), bad)
+        return _opened(call, flag, lambda: open_npz(name, path), bad)
     if ".npy" in found:
         if not path.is_dir():
             raise UserError(f"{flag}: a .npy is one array. Name the folder that holds one for each feature.")
-        return _made(call, flag, lambda: open_npy(name, path), bad)
+        return _opened(call, flag, lambda: open_npy(name, path), bad)
     if table := next((suffix for suffix in TABLES if suffix in found), ""):
         files = {"train": path} if path.is_file() else {file.stem: file for file in found[table]}
 
         def open_(features: Any = (), label: str = "") -> Arrays:
             return open_table(name, files, _words(features, flag), label)
 
-        return _made(call, flag, open_, bad)
+        return _opened(call, flag, open_, bad)
     if any(suffix in found for suffix in IMAGES) and path.is_dir():
 
         def open_folder(size: Any = None, crop: bool = False, channels: int = 3) -> Source:
             return open_images(name, path, size, crop, channels, bad)
 
-        return _made(call, flag, open_folder, bad)
+        return _opened(call, flag, open_folder, bad)
     if records := [f for files in found.values() for f in files if ".tfrecord" in f.name]:
 
         def open_files(features: str = "") -> Source:
             return open_records(name, path if path.is_dir() else path.parent, records, features)
 
-        return _made(call, flag, open_files, bad)
+        return _opened(call, flag, open_files, bad)
     if ".json" in found and (path / "dataset_info.json").is_file():
         return _cleaned(TfdsSource(name, tfds.builder_from_directory(path)), bad)
     siblings = listing(sorted(f"*{suffix}" for suffix in found), 8)
     raise UserError(f"{flag}: there is nothing in it that is known as data, only {siblings}. {_OWN}")
 
 
-def _made(call: Call, flag: str, open_it: Callable[..., Any], bad: str) -> Source:
+def _opened(call: Call, flag: str, open_it: Callable[..., Any], bad: str) -> Source:
     """What `open_it` makes of the call's arguments."""
     arguments = check_call(call, open_it, "data set", flag)
     return _cleaned(open_it(**arguments), bad)

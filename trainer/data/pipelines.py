@@ -86,7 +86,9 @@ class _Pipeline:
             found = some.map(ask).prefetch(1).unbatch().skip(step % together)
             return found if self.steps is None else found.take(max(self.steps - step, 0))
 
-        return self._made(lambda step: self._decoded(numbers(step)), lambda step, n: numbers(step).take(n))
+        return self._streaming(
+            lambda step: self._decoded(numbers(step)), lambda step, n: numbers(step).take(n)
+        )
 
     def in_order(self, elements: InOrder) -> Streaming:
         """Elements that are read in a row; what is not this worker's is read and not decoded."""
@@ -103,7 +105,7 @@ class _Pipeline:
             rows = tf.data.Dataset.zip((filled, real)).batch(batch, drop_remainder=True).skip(step)
             return rows.map(lambda group, real: (tf.gather(group, own), tf.gather(real, own)))
 
-        return self._made(
+        return self._streaming(
             lambda step: self._decoded(from_step(step)), lambda step, n: from_step(step).take(n)
         )
 
@@ -130,7 +132,7 @@ class _Pipeline:
             return rows.map(decoded, tf.data.AUTOTUNE, deterministic=True).rebatch(count, drop_remainder=True)
         return rows.map(decoded, tf.data.AUTOTUNE, deterministic=True)
 
-    def _made(
+    def _streaming(
         self, batches: Callable[[int], tf.data.Dataset], elements: Callable[[int, int], tf.data.Dataset]
     ) -> Streaming:
         count, share = len(self.own), self.share

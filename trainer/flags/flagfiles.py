@@ -41,10 +41,10 @@ def lines(text: str) -> tuple[Path, list[str]]:
 def _beside(path: Path) -> str:
     """A sentence on the flagfiles that are where one was looked for."""
     try:
-        there = [entry.name for entry in os.scandir(path.parent) if entry.name.endswith(".flags")]
+        names = [entry.name for entry in os.scandir(path.parent) if entry.name.endswith(".flags")]
     except (OSError, ValueError):
-        there = []
-    return near(path.name, there) if there else "Give the path of a file."
+        names = []
+    return near(path.name, names) if names else "Give the path of a file."
 
 
 def check_line(line: str, where: str, known: Collection[str]) -> None:

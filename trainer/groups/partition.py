@@ -123,8 +123,8 @@ def partition(
         assert group.rule.schedule is not None
         call, flag = group.rule.schedule, group.rule.flag
         rates[group.name] = schedules.build(call, clock, group.stop - group.start, flag)
-    made = _optimizers(groups, per_variable, strategy, only_shapes)
-    return Partition(tuple(owned), clock, tuple(groups), tuple(run_phases), made, rates, per_variable)
+    built = _optimizers(groups, per_variable, strategy, only_shapes)
+    return Partition(tuple(owned), clock, tuple(groups), tuple(run_phases), built, rates, per_variable)
 
 
 def _optimizers(
@@ -133,11 +133,11 @@ def _optimizers(
     strategy: tf.distribute.Strategy,
     only_shapes: bool = False,
 ) -> tuple[GroupOptimizer, ...]:
-    made = []
+    built = []
     for group in groups:
         assert group.rule.optimizer is not None
         with strategy.scope():
             own = optimizers.make(group.rule.optimizer, group.rule.flag)
-            made.append(GroupOptimizer(group, own, per_variable.multipliers, per_variable.no_decay))
-            made[-1].build(only_shapes)
-    return tuple(made)
+            built.append(GroupOptimizer(group, own, per_variable.multipliers, per_variable.no_decay))
+            built[-1].build(only_shapes)
+    return tuple(built)

@@ -154,10 +154,10 @@ class LossTrace:
         """Refuses the name of a loss that there is not."""
         for loss in dict.fromkeys(self.trained.values()):
             if loss and loss not in losses:
-                there = (
+                names = (
                     near(loss, losses) if losses[0] else "Its loss has no names: return {name: loss, ...}."
                 )
-                raise UserError(f"--group: loss={loss}: the model has no such loss. {there}")
+                raise UserError(f"--group: loss={loss}: the model has no such loss. {names}")
 
     def _check_reached(self) -> None:
         """Refuses what trains by no gradient, and a loss that nothing trains by."""

@@ -101,7 +101,7 @@ class Reporter:
         self._stop = False
         self.arrays: dict[str, Any] = {}
         self.rows: tuple[int, Mapping[str, Any]] = 0, {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._hooks = hooks
         self.show_groups = False
         self._groups: list[str] = []
@@ -250,8 +250,8 @@ class Reporter:
         """The arrays as nested lists; of one that is too large for a record the screen is told once."""
         images = {name: source(array) for name, array in self.arrays.items() if is_image(array)}
         others = {name: array for name, array in self.arrays.items() if name not in images}
-        for name in [n for n, a in others.items() if a.size > MOST and n not in self._told]:
-            self._told.add(name)
+        for name in [n for n, a in others.items() if a.size > MOST and n not in self._warned]:
+            self._warned.add(name)
             size = self.arrays[name].size
             self.warn(f"{name} has {size:,} numbers and is not recorded: {MOST:,} are the most.")
         return images | {name: array.tolist() for name, array in others.items() if array.size <= MOST}

@@ -212,9 +212,9 @@ class _Store(saving_lib.H5IOStore):
     def __getitem__(self, key: str) -> tf.Tensor:
         path = self._here[key]
         spec = self._specs[path]
-        made = tf.compat.v1.placeholder(tf.as_dtype(np_dtype(spec.dtype)), spec.shape)
-        self._paths[made.op.name] = path
-        return made
+        placeholder = tf.compat.v1.placeholder(tf.as_dtype(np_dtype(spec.dtype)), spec.shape)
+        self._paths[placeholder.op.name] = path
+        return placeholder
 
     def path(self, value: Any) -> str | None:
         """The path whose placeholder was assigned, through a change of width at most."""

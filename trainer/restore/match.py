@@ -83,7 +83,7 @@ def match(
     unfit = {
         entry.variable.name: lines
         for entry in decided
-        if _there(entry, source) and (lines := list(_unfit(entry, source, rules)))
+        if _in_source(entry, source) and (lines := list(_unfit(entry, source, rules)))
     }
     unused = _unused(decided, source, rules)
     # Keras leaves over what its walk does not reach; where names decide, that is a fault.
@@ -112,7 +112,7 @@ def load(matched: Matched) -> Values:
     values = Values(matched.source, matched.entries)
     problems = list(matched.problems)
     for entry in matched.entries:
-        if _there(entry, matched.source):
+        if _in_source(entry, matched.source):
             try:
                 values.check(entry, fits=entry.variable.name not in matched.unfit)
             except ValueError as error:
@@ -121,7 +121,7 @@ def load(matched: Matched) -> Values:
     return values
 
 
-def _there(entry: Decision, source: WeightsFile) -> bool:
+def _in_source(entry: Decision, source: WeightsFile) -> bool:
     return bool(entry.sources) and not entry.problem and all(n in source.specs for n in entry.sources)
 
 
@@ -185,10 +185,10 @@ def _unfit(entry: Decision, source: WeightsFile, rules: Rules) -> Iterator[str]:
     except (ValueError, IndexError) as error:
         yield f" ! {variable.name}: {entry.adapt.text if entry.adapt else entry.how}: {error}."
         return
-    here, there = _text(variable.shape, variable.dtype.name), _text(shape, spec.dtype)
+    ours, theirs = _text(variable.shape, variable.dtype.name), _text(shape, spec.dtype)
     if shape != variable.shape:
         how = f"{entry.adapt.text if entry.adapt else entry.how} makes it" if entry.how else "the source has"
-        yield f" ! {variable.name}: the model has {here}, {how} {there} ({entry.source}). " + (
+        yield f" ! {variable.name}: the model has {ours}, {how} {theirs} ({entry.source}). " + (
             "See --init_adapt, or --init_skip it." if not entry.adapt else ""
         )
     elif len(dtypes := {source.specs[name].dtype for name in entry.sources}) > 1:
@@ -197,7 +197,7 @@ def _unfit(entry: Decision, source: WeightsFile, rules: Rules) -> Iterator[str]:
         both = variable.dtype.is_floating and tf.as_dtype(np_dtype(spec.dtype)).is_floating
         if not both or not rules.cast:
             hint = "--init_cast allows it." if both else "Only a float's width can be changed."
-            yield f" ! {variable.name}: the model has {here}, the source {there} ({entry.source}). {hint}"
+            yield f" ! {variable.name}: the model has {ours}, the source {theirs} ({entry.source}). {hint}"
 
 
 def _idle(

@@ -160,7 +160,7 @@ def _adapt(text: str) -> Adapt:
     first = None
     if calls[0].name in methods.COMBINERS:
         sources = _sources(calls[0], pattern, flag)
-        first = _made(replace(calls[0], args=()), methods.COMBINERS[calls[0].name], flag)
+        first = _step(replace(calls[0], args=()), methods.COMBINERS[calls[0].name], flag)
         calls = calls[1:]
     steps = []
     for call in calls:
@@ -169,7 +169,7 @@ def _adapt(text: str) -> Adapt:
                 raise UserError(f"{flag}: {call.name} can only come first.")
             every = [*methods.METHODS, *methods.COMBINERS]
             raise UserError(f"{flag}: there is no method {call.name}. {near(call.name, every)}")
-        steps.append(_made(call, methods.METHODS[call.name], flag))
+        steps.append(_step(call, methods.METHODS[call.name], flag))
     return Adapt(pattern, tuple(steps), flag, " ".join(text.split()[1:]), sources, first)
 
 
@@ -185,7 +185,7 @@ def _sources(call: Call, pattern: re.Pattern[str], flag: str) -> tuple[str, ...]
     return call.args
 
 
-def _made(call: Call, method: Callable[..., Any], flag: str) -> Any:
+def _step(call: Call, method: Callable[..., Any], flag: str) -> Any:
     """What a method makes of its arguments."""
     star = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(method).parameters.values())
     args = call.args if star else ()

@@ -155,8 +155,8 @@ def _cell(cell: Any, word: str) -> Kind | str | None:
 
     if word in ("kernel", "recurrent_kernel"):
         text = "transposed, gates in Keras's order" if gru else "transposed from PyTorch's layout"
-        made = Conversion(text, one(lambda array: matrix(gates(array))))
-        return Kind(("weight_ih" if word == "kernel" else "weight_hh",), made)
+        conversion = Conversion(text, one(lambda array: matrix(gates(array))))
+        return Kind(("weight_ih" if word == "kernel" else "weight_hh",), conversion)
     if word != "bias":
         return None
     if gru:

@@ -249,11 +249,11 @@ def check_room(found: Outputs | None, split: Split | None, built: Built) -> None
     """
     if found is None or split is None:
         return
-    need, there = found.bytes * split.examples, room(("CPU:0",))
-    if need > there:
+    need, free = found.bytes * split.examples, room(("CPU:0",))
+    if need > free:
         raise UserError(
             f"--eval_split={split.name}: the model's outputs take {need / 2**20:,.0f} MiB "
-            f"({split.examples:,} examples of {found.bytes:,} bytes) and {there / 2**20:,.0f} MiB are to "
+            f"({split.examples:,} examples of {found.bytes:,} bytes) and {free / 2**20:,.0f} MiB are to "
             f"spare. Cut the split, such as --eval_split={split.name.partition('[')[0]}[:10%], or return "
             "less from outputs."
         )

@@ -58,7 +58,7 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
       weights: `raw`, `ema` or both, in the order to evaluate them in; the last one's metrics are
         what the function returns.
     """
-    told: set[str] = set()
+    warned: set[str] = set()
     functions: dict[frozenset[str], Any] = {}  # compiled anew only where the phase makes a difference
     swap = tf.function(lambda: program.state.swap_averages(program.strategy))
 
@@ -74,9 +74,9 @@ def evaluator(examples: Feed, program: Program, reporter: Reporter, weights: tup
             return {}
         step = int(program.state.step.numpy())
         for kind, (numbers, arrays, rows, weightless) in results.items():
-            for name in set(weightless) - told:
+            for name in set(weightless) - warned:
                 reporter.warn(without_weight(name))
-            told.update(weightless)
+            warned.update(weightless)
             reporter.evaluation({"kind": "eval", "step": step, "weights": kind, **numbers}, arrays)
             reporter.rows = step, rows
         return results[weights[-1]].numbers

@@ -30,7 +30,7 @@ class LogPoints:
     histograms: bool = False
     _last: tuple[int, float] = (0, 0.0)  # step and training seconds at the last log point
     _skipped: int = 0
-    _told: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     def start(self, step: int) -> None:
         """The state stands at `step`."""
@@ -109,18 +109,18 @@ class LogPoints:
     def _tell_of_weights(self, step: int) -> None:
         """Says once of each mean that nothing gave it a weight, and that a step had no gradient by it."""
         state = self.program.state
-        told = {
+        sentences = {
             name: f"The weights of the {name} sum to 0 up to step {step}: it is NaN."
             for name in window.weightless(state.sums.numpy(), state.means)
         }
         if state.weightless is not None and (steps := int(state.weightless.numpy())):
-            told["a step"] = (
+            sentences["a step"] = (
                 f"In {steps} of the steps up to {step} the weights of a loss sum to 0: such a step has no "
                 "gradient of it."
             )
-        for name, sentence in told.items():
-            if name not in self._told:
-                self._told.add(name)
+        for name, sentence in sentences.items():
+            if name not in self._warned:
+                self._warned.add(name)
                 self.reporter.warn(sentence)
 
     def _input_wait(self, step: int, rate: float) -> dict[str, float]:

@@ -50,7 +50,7 @@ class Datasets:
         for split, (data, _) in splits.items():
             for graph in _graphs(data):
                 check_draws(graph, f"--dataset={name}: the pipeline of split {split}")
-        self._told = {split: self._probe(split) for split in splits}
+        self._digests = {split: self._probe(split) for split in splits}
 
     @property
     def full_name(self) -> str:
@@ -79,7 +79,7 @@ class Datasets:
     def fingerprint(self) -> str:
         """Of sizes, types and the first 16 examples."""
         sizes, spec = self.sizes(), {name: str(part) for name, part in self._spec.items()}
-        return fingerprint(sizes, spec, self._told, self._shuffle)
+        return fingerprint(sizes, spec, self._digests, self._shuffle)
 
     def sizes(self) -> dict[str, int]:
         """As stated."""
@@ -124,7 +124,7 @@ class Datasets:
         """What the first examples are, read twice."""
         data = self._splits[split][0].take(PROBED)
         try:
-            one, other = ([_told(example) for example in data] for _ in range(2))
+            one, other = ([_digests(example) for example in data] for _ in range(2))
         except tf.errors.OpError as error:
             raise UserError(
                 f"--dataset={self.name}: split {split} cannot be read: "
@@ -178,5 +178,5 @@ def _graphs(data: tf.data.Dataset) -> Iterator[Any]:
         rest += getattr(stage, "_inputs", list)()
 
 
-def _told(example: Any) -> list[str]:
+def _digests(example: Any) -> list[str]:
     return [of_array(np.atleast_1d(part.numpy())) for part in tf.nest.flatten(example)]

@@ -43,7 +43,7 @@ class Sequences:
             for split, found in probed.items()
         }
         shown = {n: f"{s.dtype.name}{s.shape.as_list()}" for n, s in self._spec.items()}
-        self._told = fingerprint(self._sizes, shown, digests)
+        self._fingerprint = fingerprint(self._sizes, shown, digests)
 
     @property
     def full_name(self) -> str:
@@ -60,7 +60,7 @@ class Sequences:
 
     def fingerprint(self) -> str:
         """Of lengths, types and 16 examples a split."""
-        return self._told
+        return self._fingerprint
 
     def sizes(self) -> dict[str, int]:
         """`{split: examples}`."""
