@@ -11,7 +11,7 @@ from examples import own_data
 from tests.support.runs import assert_same, killed, main, newest
 from trainer.checkpoints import checkpoint, manifest
 from trainer.data.streaming import Streaming
-from trainer.training.loop import Loop
+from trainer.training.log_points import LogPoints
 
 RULES = ("--model=mnist_mlp(hidden=4)", "--group=.* adam 1e-2", "--batch_size=20", "--eval_split=none")
 LENGTH = ("--train_for=12", "--log_every=3", "--save_every=2", "--keep=100")
@@ -118,7 +118,7 @@ def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys
 def test_waiting_for_data_is_measured(files, tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(Streaming, "waited", lambda self: asked.append(1) or 0.4)
-    monkeypatch.setattr(Loop, "_rate", lambda self, step, result: 60.0)  # 3 steps of 20 examples: a second
+    monkeypatch.setattr(LogPoints, "_rate", lambda self, step, seconds: 60.0)  # 3 steps of 20 examples: a second
     flags = ("--dataset=examples.own_data.make", "--data_residency=streaming", *RULES, *LENGTH)
     assert main(tmp_path / "run", *flags) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
