@@ -118,7 +118,8 @@ def test_a_file_that_breaks_while_it_trains(files, tmp_path, monkeypatch, capsys
 def test_waiting_for_data_is_measured(files, tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(Streaming, "waited", lambda self: asked.append(1) or 0.4)
-    monkeypatch.setattr(LogPoints, "_rate", lambda self, step, seconds: 60.0)  # 3 steps of 20 examples: a second
+    # 3 steps of 20 examples a second.
+    monkeypatch.setattr(LogPoints, "_rate", lambda self, step, seconds: 60.0)
     flags = ("--dataset=examples.own_data.make", "--data_residency=streaming", *RULES, *LENGTH)
     assert main(tmp_path / "run", *flags) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
