@@ -59,7 +59,7 @@ def written(workdir):
 
 
 def test_only_what_is_an_image_is_shown_as_one(tmp_path):
-    source = images.source(np.arange(12, dtype="uint8").reshape(2, 2, 3))
+    source = images.source(images.png(np.arange(12, dtype="uint8").reshape(2, 2, 3)))
     workdir = left_behind(tmp_path / "run")
     arrays = {HOSTILE: source, "other": source + '"><script>', "line": "data:image/svg+xml;base64,AAAA"}
     record = {"kind": "eval", "weights": "raw", "step": 50, "loss": 1.0, "arrays": arrays}

@@ -28,10 +28,10 @@ def loss(model, batch, training):
     return (model(batch["x"], training=training)[:, 0] - batch["y"]) ** 2, {}
 
 
-def made(**more):
+def made(rules=RULES, **more):
     random = np.random.default_rng(0)
     arrays = {"x": random.normal(size=[64, 5]), "y": random.normal(size=[64])}
-    return harness.make(build, loss, RULES, arrays, 8, precision="float64", **more)
+    return harness.make(build, loss, rules, arrays, 8, precision="float64", **more)
 
 
 def measured(run, start):
@@ -75,10 +75,7 @@ def test_norms_are_those_of_numpy(replicas, flags):
 
 
 def test_a_group_that_rests_has_a_norm_of_its_weights_only():
-    random = np.random.default_rng(0)
-    arrays = {"x": random.normal(size=[64, 5]), "y": random.normal(size=[64])}
-    rules = ["a/.* sgd 0.25 name=often", "b/.* sgd 0.5 name=seldom every=3"]
-    run = harness.make(build, loss, rules, arrays, 8, precision="float64", on_nonfinite="skip")
+    run = made(["a/.* sgd 0.25 name=often", "b/.* sgd 0.5 name=seldom every=3"], on_nonfinite="skip")
     (phase,) = run.phases
     train = run.program.trainer(phase, run.feed)
     for step, due in ((0, True), (1, False), (2, False), (3, True)):

@@ -40,13 +40,13 @@ def bad_rows(name: str, array: Any) -> np.ndarray:
     return np.unique(np.searchsorted(np.cumsum(lengths), rows, "right"))
 
 
-def refuse_bad(arrays: Mapping[str, Any], source: str, split: str, mode: str) -> None:
-    """Refuses arrays with an example that cannot be used, unless `mode` is `keep`.
+def refuse_bad(arrays: Mapping[str, Any], source: str, split: str, bad: str) -> None:
+    """Refuses arrays with an example that cannot be used, unless `bad` is `keep`.
 
     Raises:
       UserError: names the split, the examples, the feature and the value.
     """
-    if mode == "keep":
+    if bad == "keep":
         return
     for name, array in arrays.items():
         rows = bad_rows(name, array)

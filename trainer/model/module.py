@@ -87,9 +87,9 @@ def load(text: str) -> tuple[ModelModule, Call]:
     call = parse_call(f"model{path[2] or ''}" if path else text, flag)
     name = path[1] if path else call.name
     call = replace(call, name=Path(name).stem if path else name, text=text)
-    own = ModelModule.of(guarded(lambda: find.find(name, flag), f"{flag}: importing {name}"), flag, name)
-    check_call(call, own.build, "model", flag)
-    return own, call
+    module = ModelModule.of(guarded(lambda: find.find(name, flag), f"{flag}: importing {name}"), flag, name)
+    check_call(call, module.build, "model", flag)
+    return module, call
 
 
 def build(module: ModelModule, call: Call) -> Any:

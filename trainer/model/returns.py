@@ -54,6 +54,12 @@ def terms_of(loss: Any) -> dict[str, Term]:
 
 
 @tf.autograph.experimental.do_not_convert  # no user's code in it
+def some_losses(terms: Mapping[str, Term]) -> tf.Tensor:
+    """The losses [B] of one of `terms`, all of which have its rows and its dtype."""
+    return next(iter(terms.values()))[0]
+
+
+@tf.autograph.experimental.do_not_convert  # no user's code in it
 def rows_of(batch: Any) -> int | None:
     """How many rows the parts of a batch have; None where they differ or are not known."""
     sizes = {x.shape[0] for x in tf.nest.flatten(batch) if tf.is_tensor(x) and x.shape.rank}

@@ -19,6 +19,7 @@ from trainer.errors import UserError, listing
 from trainer.flags.config import Config
 from trainer.groups.phases import Phase
 from trainer.model.finalize import finalize
+from trainer.model.returns import some_losses
 from trainer.report.screen import Screen
 from trainer.run.assemble import Assembled, assemble
 from trainer.run.build import Engine, engine
@@ -197,7 +198,7 @@ def _examples(side: Side, parts: int) -> Callable[[Any], Values]:
                 with keras.StatelessScope(collect_losses=True):
                     terms, metrics = network.loss(batch, True)
                 values = {f"loss/{name}".rstrip("/"): value for name, value in terms.items()} | dict(metrics)
-                dtype = next(iter(terms.values()))[0].dtype
+                dtype = some_losses(terms).dtype
                 for name, value in values.items():
                     pair = [x for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
                     found.setdefault(name, []).append(tf.stack([tf.cast(x, dtype) for x in pair], 1))

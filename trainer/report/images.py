@@ -26,9 +26,9 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def source(image: np.ndarray) -> str:
-    """An image as the `src` of an element of a page."""
-    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+def source(file: bytes) -> str:
+    """What `png` gave, as the `src` of an element of a page."""
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
 
 
 def is_source(text: Any) -> bool:

@@ -145,7 +145,7 @@ def _evaluated(kept: Evaluated, pictures: Mapping[str, Chart], drawn: Mapping[st
         parts.append('<div class="images">')
         for image, (label, said, share, row) in zip(kept.images, kept.worst()[1], strict=True):
             text = f"{label}, taken for {said}; p({label}) {share}; row {row}"
-            shown = f'<img alt="{_text(text)}" src="{pngs.source(image)}">'
+            shown = f'<img alt="{_text(text)}" src="{pngs.source(pngs.png(image))}">'
             parts.append(f"<figure>{shown}<figcaption>{_text(text)}</figcaption></figure>")
         parts.append("</div>")
     return "".join(parts)

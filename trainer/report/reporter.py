@@ -159,7 +159,8 @@ class Reporter:
         """
         self.check()
         self.arrays = dict(arrays or {})
-        kept = {"arrays": self._kept()} if self.arrays else {}
+        pngs = {name: png(array) for name, array in self.arrays.items() if is_image(array)}
+        kept = {"arrays": self._kept(pngs)} if self.arrays else {}
         record = self._records.append({"kind": "eval", "weights": "raw", **record, **kept})
         # Runs of TensorBoard, whose curves of one tag are on one chart: training, evaluation, of averages.
         run = "eval" if record["weights"] == "raw" else f"eval_{record['weights']}"
@@ -172,8 +173,8 @@ class Reporter:
         for name, text in self.arrays.items():
             if text.dtype.kind == "U":
                 self.note(f"{name}: {text}")
-            elif is_image(text):
-                self._curves.add(run, record["step"], summaries.image(name, png(text), text.shape[1::-1]))
+            elif name in pngs:
+                self._curves.add(run, record["step"], summaries.image(name, pngs[name], text.shape[1::-1]))
         self._call(self._hooks.on_evaluation, "on_evaluation", record)
         self._call_each(record)
 
@@ -246,10 +247,10 @@ class Reporter:
                 "--data_residency=host decodes them once, where they fit the memory."
             )
 
-    def _kept(self) -> dict[str, Any]:
-        """The arrays as nested lists; of one that is too large for a record the screen is told once."""
-        images = {name: source(array) for name, array in self.arrays.items() if is_image(array)}
-        others = {name: array for name, array in self.arrays.items() if name not in images}
+    def _kept(self, pngs: Mapping[str, bytes]) -> dict[str, Any]:
+        """The images, and other arrays as nested lists; of one too large for a record the screen is told."""
+        images = {name: source(file) for name, file in pngs.items()}
+        others = {name: array for name, array in self.arrays.items() if name not in pngs}
         for name in [n for n, a in others.items() if a.size > MOST and n not in self._warned]:
             self._warned.add(name)
             size = self.arrays[name].size

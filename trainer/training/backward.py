@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.model.names import ModelVariable
-from trainer.model.returns import Term
+from trainer.model.returns import Term, some_losses
 from trainer.training import packing
 
 FIXED = "/"  # the name of what constants divide; no loss is called so
@@ -55,7 +55,7 @@ def objectives(
         chosen = [x for name, (x, weights) in terms.items() if weights is None and loss in ("", name)]
         values = [tf.reduce_sum(losses) / batch for losses in chosen]
         if own:
-            dtype = next(iter(terms.values()))[0].dtype
+            dtype = some_losses(terms).dtype
             values.append(_sum([tf.cast(x, dtype) / passes for x in own]))
         if values:
             moves = frozenset(v for v, by in wanted.items() if by == loss)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from trainer.data.feed import MASK, Feed
-from trainer.model.returns import Term
+from trainer.model.returns import Term, some_losses
 from trainer.model.scope import Scope
 from trainer.training.gradients import Gradients, regularization
 
@@ -54,7 +54,7 @@ class Forward:
         share = dict(self.feed.take(drawn, replica, gradients.replicas))
         mask = share.pop(MASK)
         found = self._pass(share, key, size)
-        own, (losses, _) = found.own, next(iter(found.terms.values()))
+        own, losses = found.own, some_losses(found.terms)
         if found.added and self.feed.examples % self.feed.batch:
             own = self._of_real_rows(share, key, mask, own)
         # Such a loss is a batch's; it counts for each of the examples that are real.
@@ -69,8 +69,8 @@ class Forward:
         batch = network.preprocess(share, False, key)
         with Scope(variables, key, frozenset(v.name for v in can)) as scope:
             terms, metrics = network.loss(batch, False, rows)
-            losses, _ = next(iter(terms.values()))
-            own = sum(tf.cast(x, losses.dtype) for x in scope.losses + regularization(can))
+            dtype = some_losses(terms).dtype
+            own = sum(tf.cast(x, dtype) for x in scope.losses + regularization(can))
             added = bool(scope.losses)
             given = network.outputs.rows(network.model, batch) if network.outputs else {}
         return _Pass(terms, metrics, added, own, given)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer.data.feed import Feed
 from trainer.groups.phases import Phase
 from trainer.model.names import ModelVariable
-from trainer.model.returns import Term, rows_of
+from trainer.model.returns import Term, rows_of, some_losses
 from trainer.model.scope import Scope
 from trainer.training import backward, packing, window
 from trainer.training.backward import Slopes
@@ -117,7 +117,7 @@ class Gradients:
 
     def squares(self, phase: Phase, gradients: Sequence[Any]) -> tf.Tensor:
         """[due groups]: square norms of their gradients, which are given for what has an update, in order."""
-        names = [v.name for v in self.moved(phase)]
+        names = [v.name for v in self.state.moved(phase)]
         return packing.square_sums(by_group(phase, dict(zip(names, gradients, strict=True))))
 
     def reduced(self, phase: Phase, feed: Feed, drawn: Any) -> StepResult:
@@ -132,7 +132,7 @@ class Gradients:
             slopes = tf.nest.pack_sequence_as(slopes, flat)
             updates = _averaged(context, updates, before)
         weights = window.weights(sums, self.state.means)
-        gradients = backward.combined(slopes, weights, self.moved(phase))
+        gradients = backward.combined(slopes, weights, self.state.moved(phase))
         still = {v.name for v in self.state.variables if not moves(v, phase)}
         updates |= {name: value for name, value in before.items() if name in still}
         true, none = tf.constant(True), tf.zeros([0])
@@ -178,7 +178,7 @@ class Gradients:
         self, phase: Phase, batch: dict[str, Any], key: tf.Tensor, carried: dict[str, tf.Tensor]
     ) -> tuple[Slopes, tf.Tensor, dict[str, tf.Tensor]]:
         """One forward and backward pass: (gradients, sums, new values of what the pass itself moves)."""
-        variables, moved = self.state.variables, self.moved(phase)
+        variables, moved = self.state.variables, self.state.moved(phase)
         active = [v for v in variables if v.name in phase.names]
         rows = rows_of(batch)
         batch = self.network.preprocess(batch, True, key)
@@ -202,14 +202,9 @@ class Gradients:
             if value is not None and moves(v, phase):
                 value.set_shape(v.shape)
                 updates[v.name] = value
-        losses, _ = next(iter(terms.values()))
+        losses = some_losses(terms)
         own_loss = sum(tf.cast(x, losses.dtype) for x in own) / passes * size
         return slopes, self.sums(terms, metrics, tf.ones_like(losses), own_loss), updates
-
-    def moved(self, phase: Phase) -> list[ModelVariable]:
-        """What has an update, in the model's order."""
-        losses = phase.loss_of
-        return [v for v in self.state.variables if v.name in losses]
 
     def sums(
         self, terms: Mapping[str, Term], metrics: Mapping[str, Any], mask: tf.Tensor, added: Any

@@ -122,8 +122,7 @@ class Loop:
                 if result.step != before:
                     result.metrics = {}
                 self._save_last(result)
-                kept = f"The state before it is {'saved' if self.save else 'kept'}."
-                raise UserError(f"{diagnosis(self.program, phase, self.feed, result.step)} {kept} {REMEDY}")
+                raise self._halt(diagnosis(self.program, phase, self.feed, result.step))
             result.stopped = bool(self.program.stopped.numpy())
             self._visit(phase, result)
             best = self.save_evaluated and bool(result.metrics)
@@ -202,10 +201,14 @@ class Loop:
         for at, reason in self._health.again(take, copy, steps):
             if self.program.settings.on_nonfinite == "halt":
                 self._save_last(Result(step=at))
-                kept = "saved" if self.save else "kept"
-                raise UserError(f"{mode}: {reason} The state before it is {kept}. {REMEDY}")
+                raise self._halt(f"{mode}: {reason}")
             self.reporter.warn(f"{mode}: {reason}")
             self.program.pass_over()
+
+    def _halt(self, reason: str) -> UserError:
+        """What ends a run before a step that is not finite, once the state before it is saved."""
+        kept = "saved" if self.save else "kept"
+        return UserError(f"{reason} The state before it is {kept}. {REMEDY}")
 
     def _visit(self, phase: Phase, result: Result) -> None:
         """Reports where the run stands, and evaluates where that is due."""

@@ -15,7 +15,7 @@ from trainer.model.scope import Scope
 
 @dataclass(frozen=True)
 class Network:
-    """A model and its functions, `staged`.
+    """A model and its functions, each with AutoGraph.
 
     Attributes:
       model: what `build` returned.

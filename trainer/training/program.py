@@ -70,7 +70,7 @@ class Program:
         """
         self.frozen.enter(phase.names, phase.still)
         halts = self.settings.on_nonfinite == "halt"
-        dtype = self.gradient_half.moved(phase)[0].value.dtype
+        dtype = self.state.moved(phase)[0].value.dtype
 
         # AutoGraph is for the user's functions alone: it would take seconds over ours at every start.
         @tf.function(input_signature=[feed.spec, tf.TensorSpec([], tf.int32)], autograph=False)
@@ -155,7 +155,7 @@ class Program:
         The gradients are summed over the replicas and neither clipped nor unscaled.
         """
         self.frozen.enter(phase.names, phase.still)
-        moved = self.gradient_half.moved(phase)
+        moved = self.state.moved(phase)
 
         @tf.function(input_signature=[feed.spec], autograph=False)
         def compute(chunk: Any) -> tuple[dict[str, Any], tf.Tensor]:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from trainer.groups import group_optimizer
 from trainer.groups.group_optimizer import GroupOptimizer
+from trainer.groups.phases import Phase
 from trainer.model.names import ModelVariable
 from trainer.model.returns import Means
 from trainer.training import window
@@ -53,6 +54,11 @@ class TrainState:
         self.good = _variable(tf.zeros([], tf.int64)) if loss_scale else None
         trained = [v for o in group_optimizers for v in o.group.variables] if ema else []
         self.averages = {v.name: _variable(v.value.read_value()) for v in trained}
+
+    def moved(self, phase: Phase) -> list[ModelVariable]:
+        """What has an update in a phase, in the model's order."""
+        losses = phase.loss_of
+        return [v for v in self.variables if v.name in losses]
 
     def named(self) -> dict[str, tf.Variable]:
         """`{name: variable}` of everything that a resumed run needs; a checkpoint holds just this."""

@@ -69,9 +69,8 @@ class Updates:
     def apply(self, phase: Phase, result: StepResult) -> None:
         """What the forward pass wrote, then the optimizers, the averages and the counters."""
         state, update = self.state, self.strategy.extended.update
-        losses = phase.loss_of
-        moved = [v.name for v in state.variables if v.name in losses]
-        gradients = dict(zip(moved, result.gradients, strict=True))
+        moved = state.moved(phase)
+        gradients = {v.name: g for v, g in zip(moved, result.gradients, strict=True)}
         step = state.step.read_value()
         self.assign(result.updates)  # first: a weight moves from the value that its layer gave it
         move(self.strategy, state.optimizers, self.schedules, phase, gradients, step)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.model.returns import Means, Term
+from trainer.model.returns import Means, Term, some_losses
 
 
 def size(means: Means) -> int:
@@ -32,7 +32,7 @@ def of_batch(
       mask: [B], 0 for rows that count nothing, whatever their value.
       added: scalar, what the model adds to the sum of the losses (`model.losses`).
     """
-    losses = next(iter(terms.values()))[0]
+    losses = some_losses(terms)
     first = losses if not means.apart else tf.zeros_like(losses)
     pairs = [(first, None), *(terms[name] for name in means.apart)]
     for name in means.metrics:
